@@ -1,0 +1,1 @@
+//! Options from text to types: `-o` words and their defaults. Knows no files.

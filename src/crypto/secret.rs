@@ -1,0 +1,40 @@
+//! Secret bytes that wipe themselves. Owns the newtypes of every key; must not know what they open.
+
+use zeroize::Zeroize;
+
+/// Thirty-two secret bytes: wiped on drop, never printed, never cloned implicitly.
+pub struct Secret32(Box<[u8; 32]>);
+
+impl Secret32 {
+    pub fn from_bytes(mut bytes: [u8; 32]) -> Self {
+        let boxed = Box::new(bytes);
+        bytes.zeroize();
+        Self(boxed)
+    }
+    /// Fresh bytes from the kernel.
+    pub fn random() -> Self {
+        let mut b = Box::new([0u8; 32]);
+        super::random::fill(&mut b[..]);
+        Self(b)
+    }
+    /// The bytes themselves, for a derivation or an AEAD only.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+    /// A second copy, asked for by name so that copies can be found.
+    pub fn duplicate(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl Drop for Secret32 {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl std::fmt::Debug for Secret32 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret32(..)")
+    }
+}

@@ -1,0 +1,20 @@
+//! Bytes on disk: geometry, blocks, headers, names, directory ids, sealed small objects, the volume file.
+//! Pure: bytes in, bytes out, randomness passed in. Must not know files, descriptors or providers.
+//! `doc/FORMAT.md` is the specification; golden vectors in `tests/vectors` hold both to it.
+
+pub mod block;
+pub mod dir_id;
+pub mod geometry;
+pub mod header;
+pub mod names;
+pub mod small;
+pub mod volume;
+
+/// 16 random bytes that name a volume.
+pub type VolumeId = [u8; 16];
+/// 32 random bytes that name a file's content; the salt of its key derivation.
+pub type FileId = [u8; 32];
+/// 16 random bytes that name a branch key.
+pub type BranchId = [u8; 16];
+/// 16 random bytes that name a directory.
+pub type DirId = [u8; 16];
