@@ -2,14 +2,14 @@
 //!
 //! Imports point strictly downward in this list (`ARCHITECTURE.md` explains the rooms, a test holds the order).
 
-pub mod sys;
+pub mod cli;
+pub mod config;
 pub mod crypto;
-pub mod store;
-pub mod format;
-pub mod keys;
 pub mod file;
+pub mod format;
 pub mod fs;
 pub mod fuse;
-pub mod config;
+pub mod keys;
 pub mod mount;
-pub mod cli;
+pub mod store;
+pub mod sys;

@@ -1,1 +1,1 @@
-//! The composition root of a mount: store, keys, filesystem, session, background commit, daemon. 
+//! The composition root of a mount: store, keys, filesystem, session, background commit, daemon.

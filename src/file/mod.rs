@@ -41,9 +41,13 @@ pub enum FileError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fallocate {
     /// mode 0 / KEEP_SIZE
-    Allocate { keep_size: bool },
+    Allocate {
+        keep_size: bool,
+    },
     PunchHole,
-    ZeroRange { keep_size: bool },
+    ZeroRange {
+        keep_size: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

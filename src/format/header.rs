@@ -101,7 +101,12 @@ impl Unverified {
 
 impl FileHeader {
     /// One slot's bytes, `geometry.slot_len()` long. `origin`: the volume's origin key (zero tag where unknown).
-    pub fn encode(&self, keys: &FileKeys, origin: Option<&Secret32>, geometry: Geometry) -> Result<Vec<u8>, HeaderError> {
+    pub fn encode(
+        &self,
+        keys: &FileKeys,
+        origin: Option<&Secret32>,
+        geometry: Geometry,
+    ) -> Result<Vec<u8>, HeaderError> {
         let _ = (keys, origin, geometry);
         todo!()
     }

@@ -29,7 +29,9 @@ pub struct Encoded {
 pub enum Decoded {
     Name(Vec<u8>),
     /// Short form of a long name: read the companion of this name and call `decode_long`.
-    Long { companion: Box<[u8]> },
+    Long {
+        companion: Box<[u8]>,
+    },
     /// Ours: directory id, temporary, companion. Never shown.
     Internal,
 }

@@ -156,12 +156,7 @@ pub trait Store: Send + Sync + 'static {
     fn link(&self, from: Place<'_, Self::Handle>, dir: &Self::Handle, name: &[u8]) -> io::Result<()>;
     fn unlink(&self, dir: &Self::Handle, name: &[u8]) -> io::Result<()>;
     fn rmdir(&self, dir: &Self::Handle, name: &[u8]) -> io::Result<()>;
-    fn rename(
-        &self,
-        from: (&Self::Handle, &[u8]),
-        to: (&Self::Handle, &[u8]),
-        mode: RenameMode,
-    ) -> io::Result<()>;
+    fn rename(&self, from: (&Self::Handle, &[u8]), to: (&Self::Handle, &[u8]), mode: RenameMode) -> io::Result<()>;
 
     fn chmod(&self, place: Place<'_, Self::Handle>, mode: u32) -> io::Result<()>;
     fn chown(&self, place: Place<'_, Self::Handle>, uid: Option<u32>, gid: Option<u32>) -> io::Result<()>;
