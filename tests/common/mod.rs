@@ -358,8 +358,14 @@ impl Drop for Mount {
                 eprintln!("--- daemon log ---\n{}", self.log());
                 let _ = daemon.kill();
                 let _ = daemon.wait();
-                let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH)
-                    .or_else(|_| Command::new("fusermount3").arg("-uz").arg(&self.path).status().map(drop).map_err(|_| rustix::io::Errno::IO));
+                let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH).or_else(|_| {
+                    Command::new("fusermount3")
+                        .arg("-uz")
+                        .arg(&self.path)
+                        .status()
+                        .map(drop)
+                        .map_err(|_| rustix::io::Errno::IO)
+                });
             }
             return;
         }

@@ -18,8 +18,7 @@ impl Mapping {
     pub fn new(file: impl AsFd, offset: u64, len: usize, protection: i32, flags: i32) -> io::Result<Self> {
         let fd = file.as_fd().as_raw_fd();
         // SAFETY: a fresh mapping at an address the kernel chooses; the result is checked.
-        let address =
-            unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, offset as libc::off_t) };
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, offset as libc::off_t) };
         if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { address, len }) }
     }
     pub fn shared(file: impl AsFd, len: usize) -> io::Result<Self> {
