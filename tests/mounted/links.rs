@@ -99,8 +99,10 @@ fn symlink_targets_of_any_length() {
     needs!(have_fuse);
     let volume = Volume::new();
     let mount = volume.mount();
-    let lengths = [1, 15, 16, 31, 59, 60, 61, 100, 255, 700, 734, 735, 736, 767, 1000, 1023, 1024, 2000, 3000, 4094, 4095];
-    let target = |length: usize| OsString::from_vec(pattern(length as u64, length).iter().map(|b| (b % 254) + 1).collect());
+    let lengths =
+        [1, 15, 16, 31, 59, 60, 61, 100, 255, 700, 734, 735, 736, 767, 1000, 1023, 1024, 2000, 3000, 4094, 4095];
+    let target =
+        |length: usize| OsString::from_vec(pattern(length as u64, length).iter().map(|b| (b % 254) + 1).collect());
     for length in lengths {
         symlink(target(length), mount.join(format!("l{length}"))).unwrap();
     }
@@ -223,7 +225,11 @@ fn unlinked_files_answer_to_path_descriptors() {
         let flags = OFlags::PATH | OFlags::NOFOLLOW;
         let handle = rustix::fs::open(&path, flags, Mode::empty()).unwrap();
         let before = rustix::fs::fstat(&handle).unwrap();
-        if kind == "directory" { fs::remove_dir(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
+        if kind == "directory" {
+            fs::remove_dir(&path).unwrap()
+        } else {
+            fs::remove_file(&path).unwrap()
+        }
         let after = rustix::fs::fstat(&handle).unwrap();
         assert_eq!((after.st_ino, after.st_nlink), (before.st_ino, 0), "{kind}");
         assert!(kind == "directory" || after.st_size == before.st_size, "{kind}");

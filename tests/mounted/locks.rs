@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 
-
 use std::path::Path;
 use std::time::Duration;
 

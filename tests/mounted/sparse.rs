@@ -144,7 +144,9 @@ fn punch_hole_zeroes_exactly_its_range() {
     file.sync_all().unwrap();
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let before = file.metadata().unwrap().blocks();
-    for (offset, len) in [(1, 1), (4047, 2), (4048, 4048), (10_000, 20_000), (100_001, 60_000), (199_999, 1), (190_000, 50_000)] {
+    for (offset, len) in
+        [(1, 1), (4047, 2), (4048, 4048), (10_000, 20_000), (100_001, 60_000), (199_999, 1), (190_000, 50_000)]
+    {
         fallocate(&file, punch, offset, len).unwrap();
         let end = (offset + len).min(model.len() as u64) as usize;
         model[offset as usize..end].fill(0);
