@@ -130,7 +130,8 @@ impl<F: BackingFile> EncryptedFile<F> {
             let mut edges = self.edges.lock(first, last);
             let size = self.size();
             let mut kept = None;
-            for &i in if count == 1 { &[0][..] } else { &[0, count - 1] } {
+            let ends = [0, count - 1];
+            for &i in &ends[..count.min(2)] {
                 let p = part(first + i as u64);
                 if p.from == 0 && p.to == PLAIN {
                     continue;
