@@ -297,16 +297,17 @@ impl Store for DiskStore {
 
     fn link(&self, from: Place<'_, OwnedFd>, dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
         check_name(name)?;
-        Ok(match from {
+        let linked = match from {
             Place::Entry { dir: old_dir, name: old } => {
                 check_name(old)?;
-                rustix::fs::linkat(old_dir, old, dir, name, AtFlags::empty())?
+                rustix::fs::linkat(old_dir, old, dir, name, AtFlags::empty())
             }
             Place::Pinned(handle) => {
                 let path = descriptor::path(handle.as_fd());
-                rustix::fs::linkat(CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW)?
+                rustix::fs::linkat(CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW)
             }
-        })
+        };
+        Ok(linked?)
     }
 
     fn unlink(&self, dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
@@ -357,27 +358,29 @@ impl Store for DiskStore {
             return Err(Errno::INVAL.into());
         }
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-        Ok(match place {
+        let changed = match place {
             Place::Entry { dir, name } => {
                 check_name(name)?;
-                rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?
+                rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
             }
-            Place::Pinned(handle) => rustix::fs::chownat(handle, "", uid, gid, AtFlags::EMPTY_PATH)?,
-        })
+            Place::Pinned(handle) => rustix::fs::chownat(handle, "", uid, gid, AtFlags::EMPTY_PATH),
+        };
+        Ok(changed?)
     }
 
     fn set_times(&self, place: Place<'_, OwnedFd>, atime: SetTime, mtime: SetTime) -> io::Result<()> {
         let times = Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) };
-        Ok(match place {
+        let set = match place {
             Place::Entry { dir, name } => {
                 check_name(name)?;
-                rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?
+                rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
             }
             // utimensat(2) knows AT_EMPTY_PATH since Linux 5.8 only.
             Place::Pinned(handle) => {
-                rustix::fs::utimensat(CWD, descriptor::path(handle.as_fd()), &times, AtFlags::empty())?
+                rustix::fs::utimensat(CWD, descriptor::path(handle.as_fd()), &times, AtFlags::empty())
             }
-        })
+        };
+        Ok(set?)
     }
 
     fn get_xattr(&self, place: Place<'_, OwnedFd>, name: &[u8]) -> io::Result<Vec<u8>> {
