@@ -81,6 +81,22 @@ impl DiskStore {
         open(OFlags::empty())
     }
 
+    /// chmod for kernels without fchmodat2(2).
+    fn chmod_through_proc(&self, place: Place<'_, OwnedFd>, mode: u32) -> io::Result<()> {
+        let pinned;
+        let handle = match place {
+            Place::Pinned(handle) => handle,
+            Place::Entry { dir, name } => {
+                pinned = self.pin(dir, name)?;
+                &pinned
+            }
+        };
+        if kind_of(rustix::fs::fstat(handle)?.st_mode)? == Kind::Symlink {
+            return Err(Errno::OPNOTSUPP.into());
+        }
+        Ok(rustix::fs::chmod(descriptor::path(handle.as_fd()), mode_of(mode))?)
+    }
+
     fn open_pinned(&self, handle: &OwnedFd, access: OFlags) -> io::Result<DiskFile> {
         match kind_of(rustix::fs::fstat(handle)?.st_mode)? {
             Kind::File => {}
@@ -149,7 +165,7 @@ fn timespec(time: SetTime) -> Timespec {
     }
 }
 
-/// Sets by `fchmodat2` where the kernel has it.
+/// Sets the mode by fchmodat2(2); `false` where that call is not to be had.
 fn chmod_directly(place: Place<'_, OwnedFd>, mode: u32) -> io::Result<bool> {
     static MISSING: AtomicBool = AtomicBool::new(false);
     if MISSING.load(Ordering::Relaxed) {
@@ -339,18 +355,7 @@ impl Store for DiskStore {
         if chmod_directly(place, mode)? {
             return Ok(());
         }
-        let pinned;
-        let handle = match place {
-            Place::Pinned(handle) => handle,
-            Place::Entry { dir, name } => {
-                pinned = self.pin(dir, name)?;
-                &pinned
-            }
-        };
-        if kind_of(rustix::fs::fstat(handle)?.st_mode)? == Kind::Symlink {
-            return Err(Errno::OPNOTSUPP.into());
-        }
-        Ok(rustix::fs::chmod(descriptor::path(handle.as_fd()), mode_of(mode))?)
+        self.chmod_through_proc(place, mode)
     }
 
     fn chown(&self, place: Place<'_, OwnedFd>, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
@@ -424,5 +429,28 @@ impl Store for DiskStore {
 
     fn charge_to(&self, uid: u32, gid: u32) {
         self.switch.charge_to(uid, gid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_change_modes_without_following_links() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("f"), "").unwrap();
+        std::os::unix::fs::symlink("f", dir.path().join("l")).unwrap();
+        let store = DiskStore::open(dir.path()).unwrap();
+        let (file, link) = (store.pin(store.root(), b"f").unwrap(), store.pin(store.root(), b"l").unwrap());
+        for (place, mode) in [(Place::Entry { dir: store.root(), name: b"f" }, 0o751), (Place::Pinned(&file), 0o640)] {
+            store.chmod_through_proc(place, mode).unwrap();
+            assert_eq!(store.stat(place).unwrap().mode, mode);
+        }
+        for place in [Place::Entry { dir: store.root(), name: b"l" }, Place::Pinned(&link)] {
+            let error = store.chmod_through_proc(place, 0o777).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+        }
+        assert_eq!(store.stat(Place::Pinned(&file)).unwrap().mode, 0o640);
     }
 }
