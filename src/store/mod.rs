@@ -109,6 +109,15 @@ pub enum RenameMode {
     Exchange,
 }
 
+/// EINVAL for anything but a single component: empty, `.`, `..`, or with `/` or NUL in it.
+pub(crate) fn check_name(name: &[u8]) -> io::Result<()> {
+    match name {
+        b"" | b"." | b".." => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        _ if name.contains(&b'/') || name.contains(&0) => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        _ => Ok(()),
+    }
+}
+
 /// One open backing file. Offsets and lengths are in bytes of the backing file.
 pub trait BackingFile: Send + Sync + 'static {
     /// Reads until `buf` is full or the file ends; returns the bytes read.
