@@ -55,8 +55,7 @@ impl Bench {
     fn with(header_pages: u32, mode: KeyMode) -> Self {
         let cmk = TestCmk(KeyRef { provider: "test".into(), key: "one".into() }, Secret32::from_bytes([9; 32]));
         let policy = KeyPolicy { mode, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
-        let keyring =
-            Keyring::new([5; 16], vec![Arc::new(cmk)], policy, Some(Secret32::from_bytes([6; 32])), None);
+        let keyring = Keyring::new([5; 16], vec![Arc::new(cmk)], policy, Some(Secret32::from_bytes([6; 32])), None);
         let context = Arc::new(FileContext { keyring, geometry: Geometry { header_pages } });
         let store = MemoryStore::new();
         let by = Creator { uid: 0, gid: 0, umask: 0 };

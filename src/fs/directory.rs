@@ -49,8 +49,7 @@ impl<S: Store> Fs<S> {
         let record = DirRecord { id: random16(), parent: dir.id };
         let made = self.finish_directory(&dir, &temp, &record, creator).and_then(|handle| {
             let placed = self.place_companion(&dir, &encoded, creator)?;
-            let renamed =
-                self.store.rename((&dir.handle, &temp), (&dir.handle, &encoded.name), RenameMode::NoReplace);
+            let renamed = self.store.rename((&dir.handle, &temp), (&dir.handle, &encoded.name), RenameMode::NoReplace);
             if renamed.is_err() && placed {
                 self.drop_companion(&dir, &encoded);
             }

@@ -97,7 +97,7 @@ impl<H> Deref for HandleRef<'_, H> {
 
 /// What the owner's own mode bits must allow for an operation inside an object.
 pub(super) const OWNER_ALL: u32 = 0o700;
-const OWNER_SEARCH: u32 = 0o100;
+pub(super) const OWNER_SEARCH: u32 = 0o100;
 
 pub(super) fn is(e: &io::Error, errno: i32) -> bool {
     e.raw_os_error() == Some(errno)
@@ -256,10 +256,8 @@ impl<S: Store> Fs<S> {
 
     /// The backing attributes of a node.
     pub(super) fn stat_node(&self, node: &Arc<Node<S>>) -> Result<Stat> {
-        let st = match node.content() {
-            Some(content) => content.with_backing(|f| f.stat())?,
-            None => self.with_place(node, |place| self.store.stat(place))?,
-        };
+        // Not through content state, which may wait for a key.
+        let st = self.with_place(node, |place| self.store.stat(place))?;
         if !self.is_node(node, &st) {
             return Err(self.damaged(node, "entry-replaced"));
         }

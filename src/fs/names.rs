@@ -159,6 +159,7 @@ impl<S: Store> Fs<S> {
             node.with(|state| {
                 state.size = Some(0);
                 state.content = Some(content);
+                state.writable = true;
                 state.opens += 1;
             });
             Ok(attr)

@@ -52,6 +52,8 @@ pub(super) struct State<S: Store> {
     /// Holds the inode where no known name leads to it.
     pub pin: Option<Arc<S::Handle>>,
     pub content: Option<Content<S>>,
+    /// Whether `content` has a read-write descriptor.
+    pub writable: bool,
     /// Opens and temporary uses that `content` must outlive.
     pub opens: u64,
     /// Whether `content` stays without opens because it waits for a commit; counted by the dirty set.
@@ -71,6 +73,7 @@ impl<S: Store> Node<S> {
             size: None,
             pin: None,
             content: None,
+            writable: false,
             opens: 0,
             lingering: false,
             failed: None,

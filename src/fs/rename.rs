@@ -123,13 +123,7 @@ impl<S: Store> Fs<S> {
         Ok(Outcome::Done(buried))
     }
 
-    fn exchange(
-        &self,
-        source: &Side<'_, S>,
-        moved: &Stat,
-        target: &Side<'_, S>,
-        other: &Stat,
-    ) -> Result<Outcome<S>> {
+    fn exchange(&self, source: &Side<'_, S>, moved: &Stat, target: &Side<'_, S>, other: &Stat) -> Result<Outcome<S>> {
         // Both names exist before and after, and so do their companions.
         let (from, to) = (&*source.name.name, &*target.name.name);
         self.store.rename((&source.dir.handle, from), (&target.dir.handle, to), RenameMode::Exchange)?;
