@@ -133,7 +133,8 @@ mod tests {
 
     #[test]
     fn one_line_of_a_file() {
-        let cases: [(&[u8], Result<&[u8], &str>); 9] = [
+        type Case = (&'static [u8], Result<&'static [u8], &'static str>);
+        let cases: [Case; 9] = [
             (b"secret\n", Ok(b"secret")),
             (b"secret", Ok(b"secret")),
             (b" two words \n", Ok(b" two words ")),
@@ -191,5 +192,26 @@ mod tests {
             let error = read(&PassphraseSource::Descriptor(fd)).unwrap_err();
             assert!(error.contains(&format!("descriptor {fd}")), "{error}");
         }
+    }
+
+    /// Runs itself in a session of its own, which has no terminal.
+    #[test]
+    fn without_a_terminal_the_error_names_the_other_ways() {
+        const CHILD: &str = "ENVELOPEFS_TEST_WITHOUT_TERMINAL";
+        if std::env::var_os(CHILD).is_some() {
+            rustix::process::setsid().unwrap();
+            let error = read(&PassphraseSource::Terminal).unwrap_err();
+            assert!(error.contains("--passphrase-file FILE or --passphrase-fd N"), "{error}");
+            return;
+        }
+        let name = "keys::passphrase::tests::without_a_terminal_the_error_names_the_other_ways";
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(CHILD, "1")
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        let output = String::from_utf8_lossy(&child.stdout).into_owned();
+        assert!(child.status.success() && output.contains("1 passed"), "{output}");
     }
 }

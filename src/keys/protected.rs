@@ -3,9 +3,9 @@
 
 use std::{
     ffi::OsStr,
-    fs::{File, Metadata, OpenOptions},
+    fs::{DirBuilder, File, Metadata, OpenOptions},
     io::{Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -161,10 +161,19 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
     sync_parent(path)
 }
 
-/// A directory of mode 0700, created with its missing parents where needed.
+/// A directory of mode 0700, created durably with its missing parents where needed.
 pub fn create_directory(path: &Path) -> Result<(), KeyError> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| KeyError::io(path, e))
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        create_directory(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) => Err(KeyError::io(path, e)),
+        Ok(()) => sync_parent(path),
+    }
 }
 
 fn create_private(path: &Path) -> Result<File, KeyError> {
@@ -251,6 +260,19 @@ mod tests {
         assert_eq!(&**read(&path, "file", Protection::Secret, 5).unwrap(), b"three");
         assert!(read(&path, "file", Protection::Secret, 4).is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn directories_are_private_and_those_that_exist_stay_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        create_directory(&path).unwrap();
+        create_directory(&path).unwrap();
+        assert!([&path, &dir.path().join("a")].iter().all(|p| p.metadata().unwrap().mode() & 0o777 == 0o700));
+        std::fs::write(dir.path().join("file"), b"").unwrap();
+        for path in ["file", "file/a"] {
+            assert!(matches!(create_directory(&dir.path().join(path)), Err(KeyError::Io { .. })));
+        }
     }
 
     #[test]
