@@ -97,8 +97,7 @@ const FOR_MOUNT: &[&str] =
 const AT_INIT: &[&str] = &["key_mode", "branch_max_age", "branch_max_files", "header_pages", "plaintext_names"];
 
 /// Words of the design that this version does not have. Accepting them would promise what does not happen.
-const NOT_YET: &[&str] =
-    &["kms_deadline", "kms_revalidate", "kms_max_stale", "wait_for_kms", "revoke", "strict_pages"];
+const NOT_YET: &[&str] = &["kms_deadline", "kms_revalidate", "kms_max_stale", "wait_for_kms", "revoke", "strict_pages"];
 
 /// The default interval of the background commit.
 pub const COMMIT_INTERVAL: Duration = Duration::from_secs(5);

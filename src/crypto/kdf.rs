@@ -72,10 +72,7 @@ mod tests {
         let prk = Prk(Secret32::from_bytes(hex("077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5")));
         let info: [u8; 10] = hex("f0f1f2f3f4f5f6f7f8f9");
         let okm = prk.expand(&[&info[..3], &info[3..]]);
-        assert_eq!(
-            HEXLOWER.encode(okm.expose()),
-            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
-        );
+        assert_eq!(HEXLOWER.encode(okm.expose()), "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf");
     }
 
     /// RFC 5869 appendix A.1, extract step, through the same MAC that `extract` uses.
@@ -83,10 +80,7 @@ mod tests {
     fn rfc5869_case_1_extract() {
         let salt: [u8; 13] = hex("000102030405060708090a0b0c");
         let prk = mac(&salt, &[&[0x0b; 22]]);
-        assert_eq!(
-            HEXLOWER.encode(prk.expose()),
-            "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5"
-        );
+        assert_eq!(HEXLOWER.encode(prk.expose()), "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5");
     }
 
     #[test]
@@ -100,15 +94,9 @@ mod tests {
     #[test]
     fn rfc4231_cases_2_and_3() {
         let two = mac(b"Jefe", &[b"what do ya want ", b"for nothing?"]);
-        assert_eq!(
-            HEXLOWER.encode(two.expose()),
-            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
-        );
+        assert_eq!(HEXLOWER.encode(two.expose()), "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
         let three = mac(&[0xaa; 20], &[&[0xdd; 50]]);
-        assert_eq!(
-            HEXLOWER.encode(three.expose()),
-            "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe"
-        );
+        assert_eq!(HEXLOWER.encode(three.expose()), "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe");
     }
 
     #[test]
