@@ -34,6 +34,14 @@ fn refused<T>(result: io::Result<T>, errno: i32) {
     assert_eq!(error.raw_os_error(), Some(errno), "{error}");
 }
 
+/// How much one subdirectory adds to a directory's link count: 1, or 0 on file systems that do not count them (btrfs).
+fn links_per_subdirectory<S: Store>(store: &S) -> u64 {
+    store.mkdir(store.root(), b"counted", 0o700, me(0)).unwrap();
+    let links = stat(store, "counted").nlink;
+    store.rmdir(store.root(), b"counted").unwrap();
+    links - 1
+}
+
 fn names<S: Store>(store: &S, dir: &S::Handle) -> Vec<String> {
     let entries = store.list(dir).expect("the directory lists");
     let mut names: Vec<String> = entries.iter().map(|e| String::from_utf8_lossy(&e.name).into_owned()).collect();
@@ -223,7 +231,8 @@ fn creation<S: Store>(store: &S) {
 
     store.mkdir(store.root(), b"d", 0o777, me(0o022)).unwrap();
     let made = stat(store, "d");
-    assert_eq!((made.kind, made.mode, made.nlink), (Kind::Directory, 0o755, 2));
+    assert_eq!((made.kind, made.mode), (Kind::Directory, 0o755));
+    assert!((1..=2).contains(&made.nlink));
     refused(store.mkdir(store.root(), b"d", 0o777, me(0)), libc::EEXIST);
     refused(store.mkdir(store.root(), b"f", 0o777, me(0)), libc::EEXIST);
 
@@ -397,7 +406,7 @@ fn pinned_objects_outlive_their_names<S: Store>(store: &S) {
     assert_eq!(names(store, &moved), ["x"]);
     store.unlink(&moved, b"x").unwrap();
     store.rmdir(store.root(), b"e").unwrap();
-    assert_eq!(names(store, &dir), [""; 0]);
+    refused(store.list(&dir), libc::ENOENT);
     refused(store.mkdir(&dir, b"y", 0o700, me(0)), libc::ENOENT);
     refused(store.create_file(&dir, b"y", 0o600, me(0)).map(drop), libc::ENOENT);
     refused(store.rename((store.root(), b"f"), (&dir, b"f"), RenameMode::Replace), libc::ENOENT);
@@ -412,10 +421,11 @@ fn an_unlinked_file_cannot_be_linked_again<S: Store>(store: &S) {
 }
 
 fn removing_directories<S: Store>(store: &S) {
+    let step = links_per_subdirectory(store);
     let dir = make_dir(store, "d");
     let links = stat(store, "d").nlink;
     store.mkdir(&dir, b"sub", 0o700, me(0)).unwrap();
-    assert_eq!(stat(store, "d").nlink, links + 1);
+    assert_eq!(stat(store, "d").nlink, links + step);
     refused(store.rmdir(store.root(), b"d"), libc::ENOTEMPTY);
     store.rmdir(&dir, b"sub").unwrap();
     assert_eq!(stat(store, "d").nlink, links);
@@ -443,19 +453,22 @@ fn renames<S: Store>(store: &S) {
     rename("c", "c2", RenameMode::Replace).unwrap();
     assert_eq!(names(store, root), ["c", "c2"]);
 
+    let step = links_per_subdirectory(store);
     let one = make_dir(store, "one");
     let two = make_dir(store, "two");
     store.mkdir(&one, b"sub", 0o700, me(0)).unwrap();
     refused(rename("c", "one", RenameMode::Replace), libc::EISDIR);
     refused(rename("one", "c", RenameMode::Replace), libc::ENOTDIR);
-    refused(rename("two", "one", RenameMode::Replace), libc::ENOTEMPTY);
+    // Either errno is right (rename(2)); XFS says EEXIST.
+    let error = rename("two", "one", RenameMode::Replace).unwrap_err().raw_os_error();
+    assert!(matches!(error, Some(libc::ENOTEMPTY | libc::EEXIST)), "{error:?}");
     refused(store.rename((root, b"one"), (&one, b"x"), RenameMode::Replace), libc::EINVAL);
     let sub = store.pin(&one, b"sub").unwrap();
     refused(store.rename((root, b"one"), (&sub, b"x"), RenameMode::Replace), libc::EINVAL);
     // Across directories the link counts of the parents follow.
     let (one_links, two_links) = (stat(store, "one").nlink, stat(store, "two").nlink);
     store.rename((&one, b"sub"), (&two, b"sub"), RenameMode::NoReplace).unwrap();
-    assert_eq!((stat(store, "one").nlink, stat(store, "two").nlink), (one_links - 1, two_links + 1));
+    assert_eq!((stat(store, "one").nlink, stat(store, "two").nlink), (one_links - step, two_links + step));
     store.rename((root, b"c2"), (&one, b"file"), RenameMode::Replace).unwrap();
     store.rename((&one, b"file"), (&two, b"sub"), RenameMode::Exchange).unwrap();
     assert_eq!(store.stat(Place::Entry { dir: &one, name: b"file" }).unwrap().kind, Kind::Directory);

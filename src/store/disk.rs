@@ -81,6 +81,22 @@ impl DiskStore {
         open(OFlags::empty())
     }
 
+    /// chmod for kernels without fchmodat2(2).
+    fn chmod_through_proc(&self, place: Place<'_, OwnedFd>, mode: u32) -> io::Result<()> {
+        let pinned;
+        let handle = match place {
+            Place::Pinned(handle) => handle,
+            Place::Entry { dir, name } => {
+                pinned = self.pin(dir, name)?;
+                &pinned
+            }
+        };
+        if kind_of(rustix::fs::fstat(handle)?.st_mode)? == Kind::Symlink {
+            return Err(Errno::OPNOTSUPP.into());
+        }
+        Ok(rustix::fs::chmod(descriptor::path(handle.as_fd()), mode_of(mode))?)
+    }
+
     fn open_pinned(&self, handle: &OwnedFd, access: OFlags) -> io::Result<DiskFile> {
         match kind_of(rustix::fs::fstat(handle)?.st_mode)? {
             Kind::File => {}
@@ -149,7 +165,7 @@ fn timespec(time: SetTime) -> Timespec {
     }
 }
 
-/// Sets by `fchmodat2` where the kernel has it.
+/// Sets the mode by fchmodat2(2); `false` where that call is not to be had.
 fn chmod_directly(place: Place<'_, OwnedFd>, mode: u32) -> io::Result<bool> {
     static MISSING: AtomicBool = AtomicBool::new(false);
     if MISSING.load(Ordering::Relaxed) {
@@ -297,16 +313,17 @@ impl Store for DiskStore {
 
     fn link(&self, from: Place<'_, OwnedFd>, dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
         check_name(name)?;
-        Ok(match from {
+        let linked = match from {
             Place::Entry { dir: old_dir, name: old } => {
                 check_name(old)?;
-                rustix::fs::linkat(old_dir, old, dir, name, AtFlags::empty())?
+                rustix::fs::linkat(old_dir, old, dir, name, AtFlags::empty())
             }
             Place::Pinned(handle) => {
                 let path = descriptor::path(handle.as_fd());
-                rustix::fs::linkat(CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW)?
+                rustix::fs::linkat(CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW)
             }
-        })
+        };
+        Ok(linked?)
     }
 
     fn unlink(&self, dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
@@ -338,18 +355,7 @@ impl Store for DiskStore {
         if chmod_directly(place, mode)? {
             return Ok(());
         }
-        let pinned;
-        let handle = match place {
-            Place::Pinned(handle) => handle,
-            Place::Entry { dir, name } => {
-                pinned = self.pin(dir, name)?;
-                &pinned
-            }
-        };
-        if kind_of(rustix::fs::fstat(handle)?.st_mode)? == Kind::Symlink {
-            return Err(Errno::OPNOTSUPP.into());
-        }
-        Ok(rustix::fs::chmod(descriptor::path(handle.as_fd()), mode_of(mode))?)
+        self.chmod_through_proc(place, mode)
     }
 
     fn chown(&self, place: Place<'_, OwnedFd>, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
@@ -357,27 +363,29 @@ impl Store for DiskStore {
             return Err(Errno::INVAL.into());
         }
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-        Ok(match place {
+        let changed = match place {
             Place::Entry { dir, name } => {
                 check_name(name)?;
-                rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?
+                rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
             }
-            Place::Pinned(handle) => rustix::fs::chownat(handle, "", uid, gid, AtFlags::EMPTY_PATH)?,
-        })
+            Place::Pinned(handle) => rustix::fs::chownat(handle, "", uid, gid, AtFlags::EMPTY_PATH),
+        };
+        Ok(changed?)
     }
 
     fn set_times(&self, place: Place<'_, OwnedFd>, atime: SetTime, mtime: SetTime) -> io::Result<()> {
         let times = Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) };
-        Ok(match place {
+        let set = match place {
             Place::Entry { dir, name } => {
                 check_name(name)?;
-                rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?
+                rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
             }
             // utimensat(2) knows AT_EMPTY_PATH since Linux 5.8 only.
             Place::Pinned(handle) => {
-                rustix::fs::utimensat(CWD, descriptor::path(handle.as_fd()), &times, AtFlags::empty())?
+                rustix::fs::utimensat(CWD, descriptor::path(handle.as_fd()), &times, AtFlags::empty())
             }
-        })
+        };
+        Ok(set?)
     }
 
     fn get_xattr(&self, place: Place<'_, OwnedFd>, name: &[u8]) -> io::Result<Vec<u8>> {
@@ -421,5 +429,28 @@ impl Store for DiskStore {
 
     fn charge_to(&self, uid: u32, gid: u32) {
         self.switch.charge_to(uid, gid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_change_modes_without_following_links() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("f"), "").unwrap();
+        std::os::unix::fs::symlink("f", dir.path().join("l")).unwrap();
+        let store = DiskStore::open(dir.path()).unwrap();
+        let (file, link) = (store.pin(store.root(), b"f").unwrap(), store.pin(store.root(), b"l").unwrap());
+        for (place, mode) in [(Place::Entry { dir: store.root(), name: b"f" }, 0o751), (Place::Pinned(&file), 0o640)] {
+            store.chmod_through_proc(place, mode).unwrap();
+            assert_eq!(store.stat(place).unwrap().mode, mode);
+        }
+        for place in [Place::Entry { dir: store.root(), name: b"l" }, Place::Pinned(&link)] {
+            let error = store.chmod_through_proc(place, 0o777).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+        }
+        assert_eq!(store.stat(Place::Pinned(&file)).unwrap().mode, 0o640);
     }
 }

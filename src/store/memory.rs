@@ -275,6 +275,9 @@ impl Store for MemoryStore {
     fn list(&self, dir: &MemoryHandle) -> io::Result<Vec<Entry>> {
         dir.read(|tree| {
             let entries = tree.entries(dir.ino)?.iter();
+            if tree.inode(dir.ino)?.nlink == 0 {
+                return Err(Errno::NOENT.into());
+            }
             entries
                 .map(|(name, ino)| Ok(Entry { name: name.clone(), ino: *ino, kind: tree.inode(*ino)?.kind() }))
                 .collect()
@@ -455,3 +458,6 @@ impl BackingFile for MemoryFile {
         self.object.shared.perform(|_| Ok(Operation::SetMtime { ino: self.object.ino, mtime })).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -151,7 +151,7 @@ pub trait Store: Send + Sync + 'static {
     /// ENOENT where there is none, ENOTDIR is never checked here.
     fn pin(&self, dir: &Self::Handle, name: &[u8]) -> io::Result<Self::Handle>;
     fn stat(&self, place: Place<'_, Self::Handle>) -> io::Result<Stat>;
-    /// Whole listing, in the store's order, without `.` and `..`.
+    /// Whole listing, in the store's order, without `.` and `..`. ENOENT for a directory that has been removed.
     fn list(&self, dir: &Self::Handle) -> io::Result<Vec<Entry>>;
 
     /// Opens an existing regular file; ELOOP for a symlink, EIO (never a hang) for any other kind.

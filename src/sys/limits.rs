@@ -37,6 +37,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn dumps_stay_forbidden_when_a_thread_changes_identity() {
+        forbid_dumps().unwrap();
+        let core = getrlimit(Resource::Core);
+        assert_eq!((core.current, core.maximum), (Some(0), Some(0)));
+        std::thread::spawn(|| {
+            // Refused without root, and then without effect.
+            let _ = crate::sys::identity::set_filesystem_ids(12345, 12345);
+        })
+        .join()
+        .expect("the thread succeeds");
+        assert_eq!(rustix::process::dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+    }
+
+    #[test]
     fn the_soft_descriptor_limit_reaches_the_hard_one() {
         let now = raise_descriptor_limit().unwrap();
         let limit = getrlimit(Resource::Nofile);

@@ -131,3 +131,27 @@ impl BackingFile for DiskFile {
         Ok(rustix::fs::futimens(&self.0, &times)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_stand_in_for_holes_and_leave_holes_alone() {
+        let file = DiskFile::new(tempfile::tempfile().unwrap().into());
+        file.set_len(1 << 40).unwrap();
+        file.write_at(&[1; 200_000], 0).unwrap();
+        file.write_at(&[2; 10], 1 << 30).unwrap();
+        file.write_zeros(100, u64::MAX).unwrap();
+        let mut bytes = vec![9; 200_000];
+        file.read_at(&mut bytes, 0).unwrap();
+        assert!(bytes[..100].iter().all(|b| *b == 1) && bytes[100..].iter().all(|b| *b == 0));
+        file.read_at(&mut bytes[..10], 1 << 30).unwrap();
+        assert_eq!(bytes[..10], [0; 10]);
+        let stat = file.stat().unwrap();
+        assert!(stat.size == 1 << 40 && stat.blocks * 512 < 1 << 20);
+        // A range that begins past the end has nothing to zero.
+        file.write_zeros(1 << 41, 10).unwrap();
+        assert_eq!(file.stat().unwrap().size, 1 << 40);
+    }
+}

@@ -68,7 +68,7 @@ pub fn set(place: Place<'_, OwnedFd>, name: &[u8], value: &[u8], flags: i32) -> 
     let flags = u32::try_from(flags).ok().and_then(XattrFlags::from_bits).ok_or(Errno::INVAL)?;
     let Target { path, follow } = Target::of(place)?;
     let set = if follow { rustix::fs::setxattr } else { rustix::fs::lsetxattr };
-    Ok(set(&*path, name, value, flags)?)
+    Ok(set(&path, name, value, flags)?)
 }
 
 pub fn list(place: Place<'_, OwnedFd>) -> io::Result<Vec<Vec<u8>>> {
@@ -84,5 +84,5 @@ pub fn list(place: Place<'_, OwnedFd>) -> io::Result<Vec<Vec<u8>>> {
 pub fn remove(place: Place<'_, OwnedFd>, name: &[u8]) -> io::Result<()> {
     let Target { path, follow } = Target::of(place)?;
     let remove = if follow { rustix::fs::removexattr } else { rustix::fs::lremovexattr };
-    Ok(remove(&*path, name)?)
+    Ok(remove(&path, name)?)
 }
