@@ -3,6 +3,7 @@
 //! `doc/FORMAT.md` is the specification; golden vectors in `tests/vectors` hold both to it.
 
 pub mod block;
+mod dek_wrap;
 pub mod dir_id;
 pub mod geometry;
 pub mod header;

@@ -1,13 +1,43 @@
 //! The volume file `envelopefs.toml` in the CIPHERDIR: identity, options, wrapped volume key, current branch.
 //! Readable TOML, MACed under the volume key. Knows no provider and does no I/O.
 
-use super::{BranchId, VolumeId, header::CmkSlot};
-use crate::crypto::{AuthError, secret::Secret32};
+use std::fmt::Write;
+
+use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
+use serde::Deserialize;
+
+use super::{BranchId, VolumeId, geometry::MAX_HEADER_PAGES, header::CmkSlot};
+use crate::crypto::{
+    AuthError,
+    kdf::{Prk, hmac_sha256, mac_eq},
+    secret::Secret32,
+};
 
 /// Names inside a CIPHERDIR.
 pub const VOLUME_FILE: &str = "envelopefs.toml";
 pub const TREE_DIR: &str = "tree";
 pub const OVERFLOW_DIR: &str = "overflow";
+
+/// Longest volume file that is read, in bytes.
+pub const VOLUME_FILE_MAX: usize = 1 << 20;
+
+const FORMAT_VERSION: i64 = 1;
+
+// Info strings of HKDF-Expand under the volume key.
+const NAMES: &[u8] = b"envelopefs v1 volume names";
+const DIR_IDS: &[u8] = b"envelopefs v1 volume dir";
+const TARGETS: &[u8] = b"envelopefs v1 volume targets";
+const XATTRS: &[u8] = b"envelopefs v1 volume xattrs";
+const ORIGIN: &[u8] = b"envelopefs v1 volume origin";
+const CONFIG: &[u8] = b"envelopefs v1 volume config";
+const COMMIT: &[u8] = b"envelopefs v1 volume commit";
+/// HMAC message of the commitment to any wrapped key.
+const KEY_COMMITMENT: &[u8] = b"envelopefs v1 key commitment";
+
+const PREAMBLE: &str = "\
+# envelopefs volume. Written by envelopefs; the last line authenticates every byte above it.
+# Losing this file loses names, not content: each file carries its own wrapped key.
+";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyMode {
@@ -56,28 +86,212 @@ pub enum VolumeError {
 /// Parsed, not yet authentic.
 pub struct UnverifiedVolume {
     config: VolumeConfig,
-    _private: (),
+    /// Every byte before the last line.
+    authenticated: Vec<u8>,
+    mac: [u8; 32],
 }
 
 impl UnverifiedVolume {
+    /// Total, and bounded by `VOLUME_FILE_MAX`.
     pub fn parse(text: &[u8]) -> Result<Self, VolumeError> {
-        let _ = text;
-        todo!()
+        if text.len() > VOLUME_FILE_MAX {
+            return Err(malformed("larger than 1 MiB"));
+        }
+        let text = std::str::from_utf8(text).map_err(|_| malformed("not UTF-8"))?;
+        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| malformed(e.message()))?;
+        // The version first: another one may have other keys.
+        match table.get("version").and_then(toml::Value::as_integer) {
+            Some(FORMAT_VERSION) => {}
+            Some(other) => return Err(VolumeError::Version(other)),
+            None => return Err(malformed("no version")),
+        }
+        let raw: RawVolume = table.try_into().map_err(|e: toml::de::Error| malformed(e.message()))?;
+        // The line that the parser took for the MAC must be the last line of the text, in exactly this form.
+        let last_line = format!("mac = \"{}\"\n", raw.mac);
+        let authenticated = text
+            .strip_suffix(last_line.as_str())
+            .filter(|before| before.ends_with('\n'))
+            .ok_or_else(|| malformed("the last line is not the MAC"))?;
+        let mac = base64("mac", &raw.mac)?.try_into().map_err(|_| malformed("mac: not 32 bytes"))?;
+        Ok(Self { authenticated: authenticated.as_bytes().to_vec(), mac, config: raw.into_config()? })
     }
+
     pub fn claims(&self) -> &VolumeConfig {
         &self.config
     }
+
     pub fn verify(self, keys: &VolumeKeys) -> Result<VolumeConfig, VolumeError> {
-        let _ = keys;
-        todo!()
+        if mac_eq(&self.mac, &hmac_sha256(&keys.config, &[&self.authenticated])) {
+            Ok(self.config)
+        } else {
+            Err(VolumeError::Auth)
+        }
     }
 }
 
-impl VolumeConfig {
-    pub fn encode(&self, keys: &VolumeKeys) -> Vec<u8> {
-        let _ = keys;
-        todo!()
+fn malformed(what: impl Into<String>) -> VolumeError {
+    VolumeError::Malformed(what.into())
+}
+
+/// The file as TOML has it. Unknown keys are errors: this version writes none.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawVolume {
+    #[serde(rename = "version")]
+    _version: i64,
+    volume_id: String,
+    created: i64,
+    plaintext_names: bool,
+    header_pages: u32,
+    key_mode: String,
+    branch_max_age: u64,
+    branch_max_files: u64,
+    cmks: Vec<String>,
+    volume_key: Vec<RawSlot>,
+    branch_id: Option<String>,
+    branch_created: Option<i64>,
+    branch_key: Option<Vec<RawSlot>>,
+    mac: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSlot {
+    provider: String,
+    key_ref: String,
+    commitment: String,
+    blob: String,
+}
+
+impl RawVolume {
+    fn into_config(self) -> Result<VolumeConfig, VolumeError> {
+        if !(1..=MAX_HEADER_PAGES).contains(&self.header_pages) {
+            return Err(malformed(format!("header_pages: not in 1..={MAX_HEADER_PAGES}")));
+        }
+        let key_mode = match self.key_mode.as_str() {
+            "branch" => KeyMode::Branch,
+            "per-file" => KeyMode::PerFile,
+            _ => return Err(malformed("key_mode: neither branch nor per-file")),
+        };
+        let branch = match (self.branch_id, self.branch_created, self.branch_key) {
+            (None, None, None) => None,
+            (Some(id), Some(created), Some(key)) => {
+                Some(BranchRecord { id: hex("branch_id", &id)?, created, slots: slots(key)? })
+            }
+            _ => return Err(malformed("branch_id, branch_created and branch_key go together")),
+        };
+        Ok(VolumeConfig {
+            volume_id: hex("volume_id", &self.volume_id)?,
+            created: self.created,
+            plaintext_names: self.plaintext_names,
+            header_pages: self.header_pages,
+            key_mode,
+            branch_max_age: self.branch_max_age,
+            branch_max_files: self.branch_max_files,
+            cmks: self.cmks,
+            volume_key: slots(self.volume_key)?,
+            branch,
+        })
     }
+}
+
+fn slots(raw: Vec<RawSlot>) -> Result<Vec<CmkSlot>, VolumeError> {
+    raw.into_iter()
+        .map(|raw| {
+            let slot = CmkSlot {
+                commitment: hex("commitment", &raw.commitment)?,
+                blob: base64("blob", &raw.blob)?,
+                provider: raw.provider,
+                key_ref: raw.key_ref,
+            };
+            if slot.is_well_formed() { Ok(slot) } else { Err(malformed("provider or key_ref: not a name")) }
+        })
+        .collect()
+}
+
+fn hex<const N: usize>(key: &str, text: &str) -> Result<[u8; N], VolumeError> {
+    let bytes = HEXLOWER.decode(text.as_bytes()).map_err(|_| malformed(format!("{key}: not lowercase hex")))?;
+    bytes.try_into().map_err(|_| malformed(format!("{key}: not {N} bytes")))
+}
+
+fn base64(key: &str, text: &str) -> Result<Vec<u8>, VolumeError> {
+    BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| malformed(format!("{key}: not base64url")))
+}
+
+impl VolumeConfig {
+    /// The whole file. Numbers above i64::MAX, which TOML cannot hold, are written as i64::MAX.
+    pub fn encode(&self, keys: &VolumeKeys) -> Vec<u8> {
+        let mut text = self.text_before_mac();
+        let mac = hmac_sha256(&keys.config, &[text.as_bytes()]);
+        put(&mut text, format_args!("mac = \"{}\"\n", BASE64URL_NOPAD.encode(&mac)));
+        text.into_bytes()
+    }
+
+    fn text_before_mac(&self) -> String {
+        let toml_integer = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let mut text = String::from(PREAMBLE);
+        let out = &mut text;
+        put(out, format_args!("version = {FORMAT_VERSION}\n"));
+        put(out, format_args!("volume_id = \"{}\"\n", HEXLOWER.encode(&self.volume_id)));
+        put(out, format_args!("created = {}\n", self.created));
+        put(out, format_args!("plaintext_names = {}\n", self.plaintext_names));
+        put(out, format_args!("header_pages = {}\n", self.header_pages));
+        let key_mode = match self.key_mode {
+            KeyMode::Branch => "branch",
+            KeyMode::PerFile => "per-file",
+        };
+        put(out, format_args!("key_mode = \"{key_mode}\"\n"));
+        put(out, format_args!("branch_max_age = {}\n", toml_integer(self.branch_max_age)));
+        put(out, format_args!("branch_max_files = {}\n", toml_integer(self.branch_max_files)));
+        out.push_str("cmks = [\n");
+        for cmk in &self.cmks {
+            put(out, format_args!("  {},\n", quoted(cmk)));
+        }
+        out.push_str("]\n");
+        put_slots(out, "volume_key", &self.volume_key);
+        if let Some(branch) = &self.branch {
+            put(out, format_args!("branch_id = \"{}\"\n", HEXLOWER.encode(&branch.id)));
+            put(out, format_args!("branch_created = {}\n", branch.created));
+            put_slots(out, "branch_key", &branch.slots);
+        }
+        text
+    }
+}
+
+fn put(out: &mut String, what: std::fmt::Arguments<'_>) {
+    out.write_fmt(what).expect("writing to a String cannot fail");
+}
+
+fn put_slots(out: &mut String, key: &str, slots: &[CmkSlot]) {
+    put(out, format_args!("{key} = [\n"));
+    for slot in slots {
+        put(
+            out,
+            format_args!(
+                "  {{ provider = {}, key_ref = {}, commitment = \"{}\", blob = \"{}\" }},\n",
+                quoted(&slot.provider),
+                quoted(&slot.key_ref),
+                HEXLOWER.encode(&slot.commitment),
+                BASE64URL_NOPAD.encode(&slot.blob),
+            ),
+        );
+    }
+    out.push_str("]\n");
+}
+
+/// A TOML basic string on one line.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => put(&mut out, format_args!("\\u{:04X}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
 }
 
 /// Everything derived from the volume key.
@@ -93,20 +307,30 @@ pub struct VolumeKeys {
 }
 
 impl VolumeKeys {
+    /// `PRK = HKDF-Extract(volume id, volume key)`, expanded with labels.
     pub fn derive(volume_id: &VolumeId, volume_key: &Secret32) -> Self {
-        let _ = (volume_id, volume_key);
-        todo!()
+        let prk = Prk::extract(volume_id, volume_key);
+        Self {
+            names: prk.expand(&[NAMES]),
+            dir_id: prk.expand(&[DIR_IDS]),
+            targets: prk.expand(&[TARGETS]),
+            xattrs: prk.expand(&[XATTRS]),
+            origin: prk.expand(&[ORIGIN]),
+            config: prk.expand(&[CONFIG]),
+            commitment: *prk.expand(&[COMMIT]).expose(),
+        }
     }
 }
 
 /// Commitment stored in a `CmkSlot` for any wrapped 32-byte key.
 pub fn key_commitment(key: &Secret32) -> [u8; 32] {
-    let _ = key;
-    todo!()
+    hmac_sha256(key, &[KEY_COMMITMENT])
 }
 
 /// Checks `key` against a slot's commitment in constant time.
 pub fn check_commitment(key: &Secret32, expected: &[u8; 32]) -> Result<(), AuthError> {
-    let _ = (key, expected);
-    todo!()
+    if mac_eq(&key_commitment(key), expected) { Ok(()) } else { Err(AuthError) }
 }
+
+#[cfg(test)]
+mod tests;
