@@ -541,9 +541,10 @@ pub fn names(directory: &Path) -> Vec<OsString> {
     names
 }
 
-/// An ext4 image of `megabytes` on a loop device, mounted in a scratch directory. Unmounts when dropped.
+/// An ext4 image of some megabytes on a loop device, mounted in a scratch directory. Unmounts when dropped.
 pub struct LoopFs {
     pub path: PathBuf,
+    image: PathBuf,
     _scratch: tempfile::TempDir,
 }
 impl LoopFs {
@@ -557,15 +558,30 @@ impl LoopFs {
         arguments.extend(options.iter().map(OsStr::new));
         arguments.push(image.as_os_str());
         tool("mkfs.ext4", &arguments);
-        tool("mount", &[OsStr::new("-o"), OsStr::new("loop"), image.as_os_str(), path.as_os_str()]);
-        Self { path, _scratch: scratch }
+        let disk = Self { path, image, _scratch: scratch };
+        disk.attach();
+        disk
+    }
+    fn attach(&self) {
+        tool("mount", &[OsStr::new("-o"), OsStr::new("loop"), self.image.as_os_str(), self.path.as_os_str()]);
+    }
+    /// Stops the file system without writing its journal, as a power cut would.
+    pub fn cut_power(&self) {
+        sys::shut_down_ext4(File::open(&self.path).unwrap()).unwrap();
+    }
+    /// Unmounts and mounts again: the journal is replayed.
+    pub fn remount(&mut self) {
+        eventually("the loop mount is free", || {
+            Command::new("umount").arg(&self.path).output().unwrap().status.success()
+        });
+        self.attach();
     }
 }
 impl Drop for LoopFs {
     fn drop(&mut self) {
-        let plain = Command::new("umount").arg(&self.path).status().is_ok_and(|status| status.success());
-        if !plain {
-            let _ = Command::new("umount").arg("-l").arg(&self.path).status();
-        }
+        let unmount = |option: &[&str]| {
+            Command::new("umount").args(option).arg(&self.path).output().is_ok_and(|output| output.status.success())
+        };
+        let _ = unmount(&[]) || unmount(&["-l"]);
     }
 }
