@@ -128,8 +128,8 @@ pub fn unshare_fs() -> io::Result<()> {
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH` (linux/ext4.h): the file system stops as in a power cut.
 pub fn shut_down_ext4(directory: impl AsFd) -> io::Result<()> {
     const EXT4_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587d;
-    const NO_LOG_FLUSH: u32 = 2;
+    let no_log_flush: u32 = 2;
     // SAFETY: the call reads one u32 at the given address.
-    let result = unsafe { libc::ioctl(directory.as_fd().as_raw_fd(), EXT4_IOC_SHUTDOWN as _, &raw const NO_LOG_FLUSH) };
+    let result = unsafe { libc::ioctl(directory.as_fd().as_raw_fd(), EXT4_IOC_SHUTDOWN as _, &raw const no_log_flush) };
     check(result).map(drop)
 }
