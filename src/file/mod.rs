@@ -1,11 +1,33 @@
 //! One encrypted file: read, write, resize, header lifecycle, size protocol, locks. Knows keys and format; no names, no FUSE.
 
-use std::sync::Arc;
+//!
+//! Locks, in the order in which they are taken: `state` (shared by reads, writes and syncs; exclusive for everything that changes
+//! length, phase or header), then the edge stripes of the blocks written, then `writer` or `written` for a moment.
 
-use crate::format::geometry::Geometry;
+mod commit;
+mod edges;
+mod pages;
+mod ranges;
+mod read;
+mod resize;
+mod state;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::format::block;
+use crate::format::geometry::{Geometry, Length, PAGE, PLAIN};
 use crate::format::small::XattrCodec;
 use crate::keys::{KeyError, keyring::Keyring};
 use crate::store::BackingFile;
+use edges::Edges;
+use ranges::BlockRanges;
+use state::{State, Writer};
 
 /// What all files of a mount share.
 pub struct FileContext {
@@ -66,94 +88,148 @@ pub enum Commit {
 
 /// The content of one inode, shared by all its handles and by the background commit.
 pub struct EncryptedFile<F: BackingFile> {
-    _backing: F,
-    _context: Arc<FileContext>,
+    context: Arc<FileContext>,
+    state: RwLock<State<F>>,
+    /// Plaintext size. Writers raise it while they hold the stripe of the block that made it grow.
+    size: AtomicU64,
+    edges: Edges,
+    writer: Mutex<Option<Writer>>,
+    /// Blocks written since the floor was last raised.
+    written: Mutex<BlockRanges>,
+    /// Counts changes of the backing file; raised after each, before its lock is released.
+    epoch: AtomicU64,
+    /// The epoch up to which everything is durable.
+    synced: AtomicU64,
+    /// The epoch of the header's creation: the header is durable once `synced` has reached it.
+    header_epoch: AtomicU64,
+    uncommitted: AtomicBool,
+    /// The current version of the last block carries the `valid_len` of the current size.
+    last_says_size: AtomicBool,
+    keep_header: AtomicBool,
 }
 
 /// The plaintext size that the backing file alone tells, without keys: what `stat` and `lookup` show.
-/// Reads the last block's clear bytes only where the file was left growing. An impossible length clamps.
+/// Reads the header's and the last block's clear bytes only where the file was left growing. An impossible length clamps.
 pub fn probe_size<F: BackingFile>(backing: &F, geometry: Geometry) -> std::io::Result<u64> {
-    let _ = (backing, geometry);
-    todo!()
+    let len = backing.stat()?.size;
+    match geometry.decode(len) {
+        Ok(Length::Empty { .. }) => Ok(0),
+        Ok(Length::Quiet { size }) => Ok(size),
+        Ok(Length::Growing { blocks }) => {
+            let mut headers = vec![0; geometry.data_start() as usize];
+            backing.read_at(&mut headers, 0)?;
+            if block::is_hole(&headers) {
+                return Ok(0);
+            }
+            let mut page = [0; PAGE];
+            backing.read_at(&mut page, geometry.block_offset(blocks - 1))?;
+            let valid = block::peek(&page).map_or(0, |p| p.valid_len.min(PLAIN as u16));
+            Ok((blocks - 1) * PLAIN as u64 + u64::from(valid))
+        }
+        Err(_) => Ok(clamped_size(geometry, len)),
+    }
+}
+
+/// The size shown for an impossible backing length: the whole blocks it holds.
+pub fn clamped_size(geometry: Geometry, backing_len: u64) -> u64 {
+    (backing_len.saturating_sub(geometry.data_start()) / PAGE as u64).saturating_mul(PLAIN as u64)
 }
 
 impl<F: BackingFile> EncryptedFile<F> {
     /// Takes an open backing file. Does no key work: the header is read at the first data access.
     /// `size`: what `probe_size` or the store's length told at lookup; decided once per inode.
     pub fn new(context: Arc<FileContext>, backing: F, writable: bool, size: u64) -> Self {
-        let _ = (&context, &backing, writable, size);
-        todo!()
+        Self {
+            context,
+            state: RwLock::new(State::new(backing, writable)),
+            size: AtomicU64::new(size),
+            edges: Edges::default(),
+            writer: Mutex::new(None),
+            written: Mutex::new(BlockRanges::default()),
+            epoch: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
+            header_epoch: AtomicU64::new(0),
+            uncommitted: AtomicBool::new(false),
+            last_says_size: AtomicBool::new(false),
+            keep_header: AtomicBool::new(false),
+        }
     }
+
     /// Replaces a read-only backing descriptor by a read-write one for the same inode.
     pub fn upgrade(&self, backing: F) {
-        let _ = backing;
-        todo!()
+        let mut st = self.state.write();
+        st.backing = backing;
+        st.writable = true;
+        if st.phase != state::Phase::Quiet {
+            // Possibly left by a crash and so far only read: adopt it like any file opened for writing.
+            st.loaded = false;
+        }
     }
+
     pub fn is_writable(&self) -> bool {
-        todo!()
+        self.state.read().writable
     }
+
     /// Current plaintext size in bytes. Never blocks on I/O.
     pub fn size(&self) -> u64 {
-        todo!()
+        self.size.load(Ordering::Acquire)
     }
+
     /// Authenticates the header (and the last block of a growing file); what open(2) reports.
     pub fn authenticate(&self) -> Result<(), FileError> {
-        todo!()
+        self.loaded_state().map(drop)
     }
-    /// Reads up to `buf.len()` bytes; short only at the end of the file.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, FileError> {
-        let _ = (offset, buf);
-        todo!()
+
+    /// The shared lock, with length and header known.
+    fn loaded_state(&self) -> Result<RwLockReadGuard<'_, State<F>>, FileError> {
+        let st = self.state.read();
+        if st.loaded {
+            return Ok(st);
+        }
+        drop(st);
+        let mut st = self.state.write();
+        self.load(&mut st)?;
+        Ok(RwLockWriteGuard::downgrade(st))
     }
-    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), FileError> {
-        let _ = (offset, data);
-        todo!()
-    }
-    pub fn truncate(&self, size: u64) -> Result<(), FileError> {
-        let _ = size;
-        todo!()
-    }
-    pub fn fallocate(&self, mode: Fallocate, offset: u64, len: u64) -> Result<(), FileError> {
-        let _ = (mode, offset, len);
-        todo!()
-    }
-    pub fn seek(&self, whence: Seek, offset: u64) -> Result<u64, FileError> {
-        let _ = (whence, offset);
-        todo!()
-    }
-    /// fdatasync or fsync of everything written so far.
-    pub fn sync(&self, data_only: bool) -> Result<(), FileError> {
-        let _ = data_only;
-        todo!()
-    }
-    /// Whether a commit has something to do.
-    pub fn needs_commit(&self) -> bool {
-        todo!()
-    }
-    /// The background commit of this file: data durable, then floor and size tail; never changes mtime.
-    /// `synced`: a token from `sync_token` taken before the caller made the whole store durable, else this syncs by itself.
-    pub fn commit(&self, synced: Option<u64>) -> Result<Commit, FileError> {
-        let _ = synced;
-        todo!()
-    }
-    /// What has been written up to now, for a caller that makes the whole store durable at once.
-    pub fn sync_token(&self) -> u64 {
-        todo!()
-    }
+
     /// The codec of this file's extended attributes. `create`: makes the header (and so the key) where there is none yet;
     /// otherwise `None` for a file without a header.
     pub fn xattrs(&self, create: bool) -> Result<Option<XattrCodec>, FileError> {
-        let _ = create;
-        todo!()
+        let mut st = self.state.write();
+        self.load(&mut st)?;
+        if st.open.is_none() && create {
+            self.create_header(&mut st)?;
+            self.changed();
+        }
+        Ok(st.open.as_ref().map(|open| XattrCodec::new(&open.keys.xattr_key())))
     }
+
     /// Tells that the inode has encrypted xattrs, so that truncation to 0 keeps the header.
     pub fn keep_header(&self, keep: bool) {
-        let _ = keep;
-        todo!()
+        self.keep_header.store(keep, Ordering::Release);
     }
+
     /// The backing file, for calls that need its descriptor (stat, xattrs).
     pub fn with_backing<R>(&self, f: impl FnOnce(&F) -> R) -> R {
-        let _ = f;
-        todo!()
+        f(&self.state.read().backing)
+    }
+
+    /// Records a change of the backing file; called before the lock that covered it is released.
+    fn changed(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.uncommitted();
+    }
+
+    fn uncommitted(&self) {
+        self.uncommitted.store(true, Ordering::Release);
+    }
+
+    fn header_written(&self) {
+        let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
+        self.header_epoch.store(epoch, Ordering::Release);
+    }
+
+    fn header_is_durable(&self) -> bool {
+        self.header_epoch.load(Ordering::Acquire) <= self.synced.load(Ordering::Acquire)
     }
 }

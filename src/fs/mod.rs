@@ -1,13 +1,44 @@
 //! The filesystem's operations on inodes and names, free of FUSE: node table, directories, attributes, errno.
+//! Knows the file engine, names and the store by their interfaces; must not know providers, FUSE or mount options.
+//!
+//! Lock order, outermost first:
+//! 1. `Fs::committing`, 2. `Node::opening`, 3. `Node::times`, 4. `Node::entries` of directories (several: by ascending
+//! inode number; a directory that is to be removed: only by `try_write`), 5. `Fs::owner_access`, 6. the engine's own locks,
+//! 7. leaves: handle cache, node table shard, then node state; dirty set; listings; reports.
+//! Leaves are never held across I/O or a key call. 2 to 5 concern single inodes and are held across I/O; key calls happen
+//! under none of them, except that a commit (1 and 3) may finish a header.
 
+mod attributes;
+mod commit;
+mod content;
+mod directory;
 pub mod errno;
+mod handles;
+mod listing;
+mod names;
+mod nodes;
+mod rename;
+mod report;
+mod symlink;
+mod unlink;
+mod xattr;
 
 use std::sync::Arc;
 
+use parking_lot::{Mutex, ReentrantMutex};
+
+use crate::crypto::random;
 use crate::file::FileContext;
-use crate::format::{names::NameCodec, volume::VolumeKeys};
-use crate::store::{Kind, SetTime, Stat, StatFs, Store};
+use crate::format::dir_id::{DirRecord, NO_PARENT};
+use crate::format::names::{DIR_ID_NAME, NameCodec};
+use crate::format::volume::VolumeKeys;
+use crate::store::{Creator, Kind, Place, SetTime, Stat, Store};
+use commit::DirtySet;
 pub use errno::FsError;
+use handles::HandleCache;
+use listing::Listings;
+use nodes::NodeTable;
+use report::Reports;
 
 /// Inode number as applications see it: the backing inode's own number, 1 for the root.
 pub type Ino = u64;
@@ -62,12 +93,6 @@ pub struct FsConfig {
     pub descriptor_budget: usize,
 }
 
-/// One mounted tree. All methods may be called from any thread at once.
-pub struct Fs<S: Store> {
-    _store: S,
-    _config: FsConfig,
-}
-
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenMode {
@@ -76,165 +101,78 @@ pub struct OpenMode {
     pub truncate: bool,
 }
 
+/// One mounted tree. All methods may be called from any thread at once.
+pub struct Fs<S: Store> {
+    store: S,
+    overflow: S,
+    config: FsConfig,
+    root_dev: u64,
+    /// The root's number in the backing store.
+    root_ino: u64,
+    nodes: NodeTable<S>,
+    handles: HandleCache<S::Handle>,
+    listings: Listings,
+    dirty: DirtySet<S>,
+    /// One commit at a time.
+    committing: Mutex<()>,
+    /// One temporary change of mode bits at a time; see `as_owner`.
+    owner_access: ReentrantMutex<()>,
+    reports: Reports,
+}
+
+/// The directory cache's share of the descriptor budget; the rest is for uncommitted files.
+const DIRECTORY_SHARE: usize = 4;
+
 impl<S: Store> Fs<S> {
     /// `store`: rooted at the tree directory; `overflow`: at the overflow directory. Checks the root's directory id.
     pub fn new(store: S, overflow: S, config: FsConfig) -> Result<Self> {
-        let _ = (&store, overflow, &config);
-        todo!()
+        let root = store.stat(Place::Pinned(store.root()))?;
+        if root.kind != Kind::Directory {
+            return Err(FsError::Errno(libc::ENOTDIR));
+        }
+        let directories = (config.descriptor_budget / DIRECTORY_SHARE).max(1);
+        let files = config.descriptor_budget.saturating_sub(directories);
+        let fs = Self {
+            store,
+            overflow,
+            config,
+            root_dev: root.dev,
+            root_ino: root.ino,
+            nodes: NodeTable::new(),
+            handles: HandleCache::new(directories),
+            listings: Listings::new(),
+            dirty: DirtySet::new(files),
+            committing: Mutex::new(()),
+            owner_access: ReentrantMutex::new(()),
+            reports: Reports::new(),
+        };
+        fs.dir(ROOT)?;
+        Ok(fs)
     }
-    /// Makes an empty tree (the root's directory id) in a fresh store.
+
+    /// Makes an empty tree (the root's directory id) in a fresh store. EEXIST where it has one already.
     pub fn format(store: &S, keys: &VolumeKeys) -> Result<()> {
-        let _ = (store, keys);
-        todo!()
+        let root = store.stat(Place::Pinned(store.root()))?;
+        let record = DirRecord { id: random16(), parent: NO_PARENT };
+        let by = Creator { uid: root.uid, gid: root.gid, umask: 0 };
+        store.symlink(store.root(), DIR_ID_NAME, &record.encode(&keys.dir_id), by)?;
+        Ok(store.sync_dir(store.root())?)
     }
 
-    // Names. Every successful return of an `Attr` from here counts one lookup, to be given back by `forget`.
-    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
-        let _ = (parent, name);
-        todo!()
+    /// EROFS where nothing may be changed.
+    fn writable(&self) -> Result<()> {
+        if self.config.read_only { Err(FsError::Errno(libc::EROFS)) } else { Ok(()) }
     }
-    pub fn forget(&self, ino: Ino, count: u64) {
-        let _ = (ino, count);
-        todo!()
-    }
-    pub fn create(&self, by: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
-        let _ = (by, parent, name, mode);
-        todo!()
-    }
-    pub fn mknod(&self, by: &Caller, parent: Ino, name: &[u8], kind: Kind, mode: u32, rdev: u64) -> Result<Attr> {
-        let _ = (by, parent, name, kind, mode, rdev);
-        todo!()
-    }
-    pub fn mkdir(&self, by: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
-        let _ = (by, parent, name, mode);
-        todo!()
-    }
-    pub fn symlink(&self, by: &Caller, parent: Ino, name: &[u8], target: &[u8]) -> Result<Attr> {
-        let _ = (by, parent, name, target);
-        todo!()
-    }
-    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
-        let _ = (ino, parent, name);
-        todo!()
-    }
-    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        let _ = (parent, name);
-        todo!()
-    }
-    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        let _ = (parent, name);
-        todo!()
-    }
-    pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: crate::store::RenameMode) -> Result<()> {
-        let _ = (from, to, mode);
-        todo!()
-    }
-    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        let _ = ino;
-        todo!()
-    }
+}
 
-    // Attributes.
-    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
-        let _ = ino;
-        todo!()
-    }
-    pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
-        let _ = (ino, set);
-        todo!()
-    }
-    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        let _ = (ino, name);
-        todo!()
-    }
-    pub fn setxattr(&self, by: &Caller, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
-        let _ = (by, ino, name, value, flags);
-        todo!()
-    }
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        let _ = ino;
-        todo!()
-    }
-    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
-        let _ = (ino, name);
-        todo!()
-    }
-    pub fn statfs(&self) -> Result<StatFs> {
-        todo!()
-    }
+fn random16() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    random::fill(&mut bytes);
+    bytes
+}
 
-    // Content. Every successful `open` (and `create`) is given back by one `release`.
-    pub fn open(&self, ino: Ino, mode: OpenMode) -> Result<()> {
-        let _ = (ino, mode);
-        todo!()
-    }
-    pub fn release(&self, ino: Ino) {
-        let _ = ino;
-        todo!()
-    }
-    pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let _ = (ino, offset, buf);
-        todo!()
-    }
-    pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<()> {
-        let _ = (ino, offset, data);
-        todo!()
-    }
-    pub fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
-        let _ = (ino, data_only);
-        todo!()
-    }
-    /// `mode` as fallocate(2).
-    pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, len: u64) -> Result<()> {
-        let _ = (ino, mode, offset, len);
-        todo!()
-    }
-    pub fn seek(&self, ino: Ino, whence: crate::file::Seek, offset: u64) -> Result<u64> {
-        let _ = (ino, whence, offset);
-        todo!()
-    }
-    /// Copies up to `len` bytes through the engine; returns what was copied (short at the source's end).
-    pub fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
-        let _ = (from, to, len);
-        todo!()
-    }
-
-    // Directories. A handle holds one consistent listing, taken at its first read or rewind.
-    pub fn opendir(&self, ino: Ino) -> Result<u64> {
-        let _ = ino;
-        todo!()
-    }
-    pub fn releasedir(&self, handle: u64) {
-        let _ = handle;
-        todo!()
-    }
-    /// Calls `emit` for entries from `offset` on until it returns false. `.` and `..` are included.
-    pub fn readdir(&self, ino: Ino, handle: u64, offset: u64, emit: &mut dyn FnMut(&DirEntry) -> bool) -> Result<()> {
-        let _ = (ino, handle, offset, emit);
-        todo!()
-    }
-    /// Like `readdir`, with attributes; each accepted entry other than `.` and `..` counts one lookup.
-    pub fn readdirplus(
-        &self,
-        ino: Ino,
-        handle: u64,
-        offset: u64,
-        emit: &mut dyn FnMut(&DirEntry, &Attr) -> bool,
-    ) -> Result<()> {
-        let _ = (ino, handle, offset, emit);
-        todo!()
-    }
-    pub fn fsyncdir(&self, ino: Ino) -> Result<()> {
-        let _ = ino;
-        todo!()
-    }
-
-    /// One background commit of everything that changed: durable data, then floors and sizes.
-    pub fn commit(&self) -> Result<()> {
-        todo!()
-    }
-    /// Whether `commit` has anything to do.
-    pub fn needs_commit(&self) -> bool {
-        todo!()
+impl Caller {
+    fn creator(&self) -> Creator {
+        Creator { uid: self.uid, gid: self.gid, umask: self.umask }
     }
 }

@@ -1,19 +1,60 @@
 //! Keys: the CMK provider joint, the key tree, whom a mount trusts. Knows headers and volumes as data; no files, no FUSE.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
+
+use data_encoding::HEXLOWER;
 
 use crate::crypto::secret::Secret32;
+use crate::format::{BranchId, FileId, VolumeId};
 
+mod branches;
 pub mod keyfile;
+mod keyfile_document;
 pub mod keyring;
 pub mod known_volumes;
 pub mod passphrase;
+mod protected;
+mod slots;
 pub mod uri;
 pub mod volume;
+
+use passphrase::{PassphraseReader, PassphraseSource};
+use uri::CmkUri;
 
 /// Authenticated names and values that accompany every provider call. Order does not matter; names are frozen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EncryptionContext(pub Vec<(&'static str, String)>);
+
+impl EncryptionContext {
+    /// For the volume key.
+    pub fn for_volume(volume: &VolumeId) -> Self {
+        Self(vec![(CONTEXT_VOLUME, HEXLOWER.encode(volume))])
+    }
+    /// For a branch key.
+    pub fn for_branch(volume: &VolumeId, branch: &BranchId) -> Self {
+        Self(vec![(CONTEXT_VOLUME, HEXLOWER.encode(volume)), (CONTEXT_BRANCH, HEXLOWER.encode(branch))])
+    }
+    /// For a file's own key in per-file mode.
+    pub fn for_file(volume: &VolumeId, file: &FileId) -> Self {
+        Self(vec![(CONTEXT_VOLUME, HEXLOWER.encode(volume)), (CONTEXT_FILE, HEXLOWER.encode(file))])
+    }
+    /// One byte string for one set of pairs: `count u32`, then by name `len u32 ‖ name ‖ len u32 ‖ value`, little-endian.
+    pub fn canonical_bytes(&self) -> Vec<u8> {
+        let mut pairs: Vec<(&str, &str)> = self.0.iter().map(|(n, v)| (*n, v.as_str())).collect();
+        pairs.sort_unstable();
+        let mut out = length_prefix(pairs.len()).to_vec();
+        for part in pairs.iter().flat_map(|(name, value)| [name, value]) {
+            out.extend_from_slice(&length_prefix(part.len()));
+            out.extend_from_slice(part.as_bytes());
+        }
+        out
+    }
+}
+
+/// Lengths in authenticated data; they are short by construction, and a longer one cannot alias a shorter one silently.
+fn length_prefix(len: usize) -> [u8; 4] {
+    u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes()
+}
 
 pub const CONTEXT_VOLUME: &str = "envelopefs:volume-id";
 pub const CONTEXT_BRANCH: &str = "envelopefs:branch-id";
@@ -65,8 +106,36 @@ pub enum KeyError {
     NoCmk { named: String },
     #[error("{0}")]
     Config(String),
+    /// The volume file is not authentic, or contradicts what this host recorded about the volume.
+    #[error("{0}")]
+    Volume(String),
     #[error("{path}: {source}")]
     Io { path: String, source: std::io::Error },
+}
+
+impl KeyError {
+    /// The same answer for another caller that waited for it (`io::Error` cannot be cloned).
+    fn repeat(&self) -> Self {
+        match self {
+            Self::Refused { key, reason } => Self::Refused { key: key.clone(), reason: reason.clone() },
+            Self::Unreachable { key, reason } => Self::Unreachable { key: key.clone(), reason: reason.clone() },
+            Self::BadBlob { key, reason } => Self::BadBlob { key: key.clone(), reason: reason.clone() },
+            Self::NoCmk { named } => Self::NoCmk { named: named.clone() },
+            Self::Config(text) => Self::Config(text.clone()),
+            Self::Volume(text) => Self::Volume(text.clone()),
+            Self::Io { path, source } => Self::Io {
+                path: path.clone(),
+                source: match source.raw_os_error() {
+                    Some(errno) => std::io::Error::from_raw_os_error(errno),
+                    None => std::io::Error::new(source.kind(), source.to_string()),
+                },
+            },
+        }
+    }
+
+    fn io(path: &std::path::Path, source: impl Into<std::io::Error>) -> Self {
+        Self::Io { path: path.display().to_string(), source: source.into() }
+    }
 }
 
 /// One CMK at one provider. Implementations do one call each: no caching, no retries, no deadlines in here.
@@ -80,3 +149,41 @@ pub trait CmkProvider: Send + Sync {
     fn unwrap(&self, blob: &[u8], context: &EncryptionContext) -> Result<Secret32, KeyError>;
     fn describe(&self) -> Result<CmkInfo, KeyError>;
 }
+
+/// The provider behind one CMK URI, ready to use. `passphrase` is read only where the key is sealed under one.
+pub fn open_cmk(uri: &CmkUri, passphrase: &PassphraseSource) -> Result<Arc<dyn CmkProvider>, KeyError> {
+    open_with(uri, &mut PassphraseReader::new(passphrase))
+}
+
+/// All of a volume's CMKs in the order given. A terminal is asked per sealed key; a file or descriptor is read once and
+/// serves all of them. The same key twice is an error: it would look like two ways to open a file and be one.
+pub fn open_cmks(uris: &[CmkUri], passphrase: &PassphraseSource) -> Result<Vec<Arc<dyn CmkProvider>>, KeyError> {
+    let mut reader = PassphraseReader::new(passphrase);
+    let mut cmks: Vec<Arc<dyn CmkProvider>> = Vec::with_capacity(uris.len());
+    for uri in uris {
+        let cmk = open_with(uri, &mut reader)?;
+        if cmks.iter().any(|other| other.key_ref() == cmk.key_ref()) {
+            return Err(KeyError::Config(format!("CMK {} is given twice (second time as {uri})", cmk.key_ref())));
+        }
+        cmks.push(cmk);
+    }
+    Ok(cmks)
+}
+
+/// The registry of providers: one arm each.
+fn open_with(uri: &CmkUri, passphrase: &mut PassphraseReader<'_>) -> Result<Arc<dyn CmkProvider>, KeyError> {
+    match uri {
+        CmkUri::Keyfile { path, key } => {
+            Ok(Arc::new(keyfile::KeyfileCmk::open_with(path, key.as_deref(), passphrase)?))
+        }
+    }
+}
+
+/// Seconds since the epoch by the wall clock; before it counts as 0.
+fn unix_now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod test_cmk;

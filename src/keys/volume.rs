@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{CmkProvider, KeyError};
-use crate::crypto::secret::Secret32;
-use crate::format::volume::{UnverifiedVolume, VolumeConfig, VolumeKeys};
+use data_encoding::HEXLOWER;
+
+use super::{CmkProvider, EncryptionContext, KeyError, slots};
+use crate::crypto::{kdf::mac_eq, random};
+use crate::format::{
+    BranchId, VolumeId,
+    volume::{BranchRecord, KeyMode, UnverifiedVolume, VolumeConfig, VolumeKeys},
+};
 
 /// Options fixed when a volume is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,25 +23,63 @@ pub struct NewVolume {
 
 /// A fresh volume: config (with a first branch already wrapped, unless per-file mode) and its keys.
 pub fn create(new: &NewVolume, cmks: &[Arc<dyn CmkProvider>]) -> Result<(VolumeConfig, VolumeKeys), KeyError> {
-    let _ = (new, cmks);
-    todo!()
+    let volume_id: VolumeId = random::array();
+    let created = super::unix_now();
+    let (volume_key, volume_key_slots) = slots::generate(cmks, &EncryptionContext::for_volume(&volume_id))?;
+    let branch = match new.policy.mode {
+        KeyMode::PerFile => None,
+        KeyMode::Branch => {
+            let id: BranchId = random::array();
+            let (_, slots) = slots::generate(cmks, &EncryptionContext::for_branch(&volume_id, &id))?;
+            Some(BranchRecord { id, created, slots })
+        }
+    };
+    let config = VolumeConfig {
+        volume_id,
+        created,
+        plaintext_names: new.plaintext_names,
+        header_pages: new.header_pages,
+        key_mode: new.policy.mode,
+        branch_max_age: new.policy.branch_max_age,
+        branch_max_files: new.policy.branch_max_files,
+        cmks: new.cmk_uris.clone(),
+        volume_key: volume_key_slots,
+        branch,
+    };
+    Ok((config, VolumeKeys::derive(&volume_id, &volume_key)))
 }
 
 /// Unwraps the volume key by any of `cmks`, checks `pinned` (the commitment recorded in known volumes) and the config's MAC.
+/// What contradicts the record or is not authentic is `KeyError::Volume`.
 pub fn unlock(
     volume: UnverifiedVolume,
     cmks: &[Arc<dyn CmkProvider>],
     pinned: Option<&[u8; 32]>,
 ) -> Result<(VolumeConfig, VolumeKeys), KeyError> {
-    let _ = (volume, cmks, pinned);
-    todo!()
+    let claims = volume.claims();
+    let volume_id = claims.volume_id;
+    let context = EncryptionContext::for_volume(&volume_id);
+    let keys = slots::first_that_opens(cmks, &claims.volume_key, |cmk, slot| {
+        let keys = VolumeKeys::derive(&volume_id, &slots::unwrap(cmk, slot, &context)?);
+        match pinned {
+            Some(pinned) if !mac_eq(pinned, &keys.commitment) => Err(KeyError::Volume(format!(
+                "volume {} has another volume key than the one recorded for it (commitment {}, recorded {}): \
+                 its volume file was replaced; restore it from a backup",
+                HEXLOWER.encode(&volume_id),
+                HEXLOWER.encode(&keys.commitment),
+                HEXLOWER.encode(pinned),
+            ))),
+            _ => Ok(keys),
+        }
+    })?;
+    let config = volume.verify(&keys).map_err(|e| KeyError::Volume(e.to_string()))?;
+    Ok((config, keys))
 }
 
 /// The commitment of the volume key as hex, for known-volumes records.
 pub fn commitment_hex(keys: &VolumeKeys) -> String {
-    let _ = keys;
-    todo!()
+    HEXLOWER.encode(&keys.commitment)
 }
 
-#[doc(hidden)]
-pub type VolumeKey = Secret32;
+#[cfg(test)]
+mod tests;

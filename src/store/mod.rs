@@ -109,6 +109,15 @@ pub enum RenameMode {
     Exchange,
 }
 
+/// EINVAL for anything but a single component: empty, `.`, `..`, or with `/` or NUL in it.
+pub(crate) fn check_name(name: &[u8]) -> io::Result<()> {
+    match name {
+        b"" | b"." | b".." => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        _ if name.contains(&b'/') || name.contains(&0) => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        _ => Ok(()),
+    }
+}
+
 /// One open backing file. Offsets and lengths are in bytes of the backing file.
 pub trait BackingFile: Send + Sync + 'static {
     /// Reads until `buf` is full or the file ends; returns the bytes read.
@@ -142,7 +151,7 @@ pub trait Store: Send + Sync + 'static {
     /// ENOENT where there is none, ENOTDIR is never checked here.
     fn pin(&self, dir: &Self::Handle, name: &[u8]) -> io::Result<Self::Handle>;
     fn stat(&self, place: Place<'_, Self::Handle>) -> io::Result<Stat>;
-    /// Whole listing, in the store's order, without `.` and `..`.
+    /// Whole listing, in the store's order, without `.` and `..`. ENOENT for a directory that has been removed.
     fn list(&self, dir: &Self::Handle) -> io::Result<Vec<Entry>>;
 
     /// Opens an existing regular file; ELOOP for a symlink, EIO (never a hang) for any other kind.

@@ -1,2 +1,10 @@
-//! The only module with `unsafe`: system calls that no safe wrapper offers. Knows no policy.
+//! The only module with `unsafe`: system calls that no safe wrapper offers, and what belongs beside them. Knows no policy.
 #![allow(unsafe_code)]
+
+pub mod daemon;
+pub mod descriptor;
+pub mod identity;
+pub mod limits;
+pub mod lock;
+pub mod memory;
+pub mod process;

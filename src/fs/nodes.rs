@@ -1,0 +1,244 @@
+//! The inodes that somebody still refers to: lookup counts, names, pins, content state. Does no I/O; must not know FUSE.
+//!
+//! A node lives while the kernel counts lookups of it or content state hangs on it. Inode numbers are the backing store's
+//! own, so a node whose last name goes away is pinned first: its number cannot be used again before it is forgotten.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::{FsError, Ino, ROOT, Result};
+use crate::file::EncryptedFile;
+use crate::format::DirId;
+use crate::store::{Kind, Store};
+
+/// One name of a node: where it stands in the backing tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Link {
+    pub parent: Ino,
+    /// The raw (encoded) entry name.
+    pub name: Box<[u8]>,
+}
+
+pub(super) type Content<S> = Arc<EncryptedFile<<S as Store>::File>>;
+
+/// One inode. The order of the locks is in the module documentation of `fs`.
+pub(super) struct Node<S: Store> {
+    pub ino: Ino,
+    pub kind: Kind,
+    /// Of a directory: shared while an entry is resolved, exclusive while entries change. Held across I/O.
+    pub entries: RwLock<()>,
+    /// Opening, upgrading and closing of content exclude each other. Held across I/O.
+    pub opening: Mutex<()>,
+    /// A commit (which restores mtime) and a change of times exclude each other. Held across I/O.
+    pub times: Mutex<()>,
+    /// Whether the node is in the dirty set; see `commit`.
+    pub dirty: AtomicBool,
+    dir_id: OnceLock<DirId>,
+    /// uid in the upper half, gid in the lower; all ones where unknown.
+    owner: AtomicU64,
+    state: Mutex<State<S>>,
+}
+
+/// The part of a node that changes; its lock is never held across I/O.
+pub(super) struct State<S: Store> {
+    /// Known names; a directory has exactly one unless it was removed.
+    pub links: Vec<Link>,
+    /// Files and symlinks: the size that the kernel was told, until content state knows better.
+    pub size: Option<u64>,
+    /// Holds the inode where no known name leads to it.
+    pub pin: Option<Arc<S::Handle>>,
+    pub content: Option<Content<S>>,
+    /// Whether `content` has a read-write descriptor.
+    pub writable: bool,
+    /// Opens and temporary uses that `content` must outlive.
+    pub opens: u64,
+    /// Whether `content` stays without opens because it waits for a commit; counted by the dirty set.
+    pub lingering: bool,
+    /// A failed commit that no fsync has reported yet.
+    pub failed: Option<i32>,
+    /// Target of a removed symlink whose overflow object is gone.
+    pub target: Option<Box<[u8]>>,
+}
+
+const NO_OWNER: u64 = u64::MAX;
+
+impl<S: Store> Node<S> {
+    fn new(ino: Ino, kind: Kind) -> Self {
+        let state = State {
+            links: Vec::new(),
+            size: None,
+            pin: None,
+            content: None,
+            writable: false,
+            opens: 0,
+            lingering: false,
+            failed: None,
+            target: None,
+        };
+        Self {
+            ino,
+            kind,
+            entries: RwLock::new(()),
+            opening: Mutex::new(()),
+            times: Mutex::new(()),
+            dirty: AtomicBool::new(false),
+            dir_id: OnceLock::new(),
+            owner: AtomicU64::new(NO_OWNER),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Runs `f` under the state lock: no I/O, no other lock in there.
+    pub fn with<R>(&self, f: impl FnOnce(&mut State<S>) -> R) -> R {
+        f(&mut self.state.lock())
+    }
+
+    pub fn dir_id(&self) -> Option<DirId> {
+        self.dir_id.get().copied()
+    }
+    /// The first one stays.
+    pub fn set_dir_id(&self, id: DirId) {
+        let _ = self.dir_id.set(id);
+    }
+
+    pub fn owner(&self) -> Option<(u32, u32)> {
+        match self.owner.load(Ordering::Relaxed) {
+            NO_OWNER => None,
+            both => Some(((both >> 32) as u32, both as u32)),
+        }
+    }
+    pub fn set_owner(&self, uid: u32, gid: u32) {
+        self.owner.store((u64::from(uid) << 32) | u64::from(gid), Ordering::Relaxed);
+    }
+
+    pub fn content(&self) -> Option<Content<S>> {
+        self.state.lock().content.clone()
+    }
+    pub fn pin(&self) -> Option<Arc<S::Handle>> {
+        self.state.lock().pin.clone()
+    }
+    pub fn links(&self) -> Vec<Link> {
+        self.state.lock().links.clone()
+    }
+    pub fn first_link(&self) -> Option<Link> {
+        self.state.lock().links.first().cloned()
+    }
+    pub fn has_link(&self, link: &Link) -> bool {
+        self.state.lock().links.contains(link)
+    }
+
+    /// The size to show, where it is known: content state first.
+    pub fn size(&self) -> Option<u64> {
+        let state = self.state.lock();
+        state.content.as_ref().map(|c| c.size()).or(state.size)
+    }
+    /// The first size told to the kernel stays.
+    pub fn learn_size(&self, size: u64) {
+        self.state.lock().size.get_or_insert(size);
+    }
+
+    pub fn add_link(&self, link: Link) {
+        let mut state = self.state.lock();
+        if self.kind == Kind::Directory {
+            state.links.clear();
+        }
+        if !state.links.contains(&link) {
+            state.links.push(link);
+        }
+    }
+    pub fn remove_link(&self, link: &Link) {
+        self.state.lock().links.retain(|l| l != link);
+    }
+    /// A rename: `from` is gone, `to` leads here.
+    pub fn move_link(&self, from: &Link, to: Link) {
+        self.remove_link(from);
+        self.add_link(to);
+    }
+    /// Whether the node would have no known name left without `link`.
+    pub fn lives_by(&self, link: &Link) -> bool {
+        self.state.lock().links.iter().all(|l| l == link)
+    }
+}
+
+struct Slot<S: Store> {
+    node: Arc<Node<S>>,
+    lookups: u64,
+}
+
+type Shard<S> = Mutex<HashMap<Ino, Slot<S>>>;
+
+/// All nodes, by inode number. A shard's lock is never held across I/O.
+pub(super) struct NodeTable<S: Store> {
+    shards: Box<[Shard<S>]>,
+}
+
+const SHARDS: usize = 64;
+
+impl<S: Store> NodeTable<S> {
+    /// With the root, which stays for good.
+    pub fn new() -> Self {
+        let table = Self { shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect() };
+        let root = Slot { node: Arc::new(Node::new(ROOT, Kind::Directory)), lookups: 1 };
+        table.shard(ROOT).lock().insert(ROOT, root);
+        table
+    }
+
+    fn shard(&self, ino: Ino) -> &Shard<S> {
+        // Inode numbers often step by a power of two: the multiplication spreads them.
+        let spread = ino.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 58;
+        &self.shards[spread as usize % SHARDS]
+    }
+
+    pub fn find(&self, ino: Ino) -> Option<Arc<Node<S>>> {
+        self.shard(ino).lock().get(&ino).map(|slot| slot.node.clone())
+    }
+
+    /// Counts one lookup of `ino` under this name, making the node where there is none.
+    /// EIO where the number belongs to an object of another kind, which somebody else put there.
+    pub fn attach(&self, ino: Ino, kind: Kind, link: Link) -> Result<Arc<Node<S>>> {
+        let mut shard = self.shard(ino).lock();
+        let slot = shard.entry(ino).or_insert_with(|| Slot { node: Arc::new(Node::new(ino, kind)), lookups: 0 });
+        if slot.node.kind != kind {
+            return Err(FsError::Corrupt { code: "entry-replaced" });
+        }
+        slot.node.add_link(link);
+        slot.lookups += 1;
+        Ok(slot.node.clone())
+    }
+
+    pub fn forget(&self, ino: Ino, count: u64) {
+        self.settle(ino, count);
+    }
+    /// Drops the node where nothing refers to it any more.
+    pub fn reap(&self, ino: Ino) {
+        self.settle(ino, 0);
+    }
+
+    fn settle(&self, ino: Ino, count: u64) {
+        if ino == ROOT {
+            return;
+        }
+        let mut shard = self.shard(ino).lock();
+        let Some(slot) = shard.get_mut(&ino) else { return };
+        slot.lookups = slot.lookups.saturating_sub(count);
+        let idle = slot.lookups == 0 && slot.node.with(|s| s.opens == 0 && s.content.is_none());
+        let gone = if idle { shard.remove(&ino) } else { None };
+        drop(shard);
+        // Closing a pin is I/O: only now.
+        drop(gone);
+    }
+
+    /// Number of nodes, the root included.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|s| s.lock().len()).sum()
+    }
+    #[cfg(test)]
+    pub fn lookups(&self, ino: Ino) -> u64 {
+        self.shard(ino).lock().get(&ino).map_or(0, |s| s.lookups)
+    }
+}

@@ -1,1 +1,0 @@
-//! The FUSE adapter: decode, call `fs`, reply. The only importer of `fuser`; holds no logic.

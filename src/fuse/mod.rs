@@ -1,0 +1,678 @@
+//! The FUSE adapter: decodes requests, calls the filesystem, replies. No logic of its own; the only importer of `fuser`.
+
+mod convert;
+mod workers;
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
+};
+use zeroize::Zeroizing;
+
+use crate::file::Seek;
+use crate::fs::{Attr, Caller, Fs, FsError, OpenMode, ROOT, SetAttr};
+use crate::store::{Kind, RenameMode, Store};
+pub use workers::NotifierCell;
+use workers::Workers;
+
+/// Reads this attribute of the root directory: the daemon's process id, as text.
+pub const PID_XATTR: &str = "user.envelopefs.pid";
+/// Setting this attribute of the root directory runs a full commit; the answer is its errno.
+pub const COMMIT_XATTR: &str = "user.envelopefs.commit";
+
+/// How long the kernel may keep names, attributes and absences of a mount that nobody else changes.
+pub const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Largest read, write and read-ahead in bytes.
+const MAX_IO: u32 = 1 << 20;
+/// Background requests (read-ahead, write-back, asynchronous I/O) under way at once.
+const MAX_BACKGROUND: u16 = 64;
+/// Bytes copied by one request: the caller loops, and an event loop is not held for long.
+const MAX_COPY: u64 = 32 << 20;
+
+/// What of the kernel's abilities is used. What is missing here is missing on purpose: locks stay with the kernel (fuser
+/// does not tell flock from fcntl), KILLPRIV, SETXATTR_EXT, SECURITY_CTX and SUPP_GROUPS carry data that fuser drops.
+const CAPABILITIES: &[InitFlags] = &[
+    InitFlags::FUSE_WRITEBACK_CACHE,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_BIG_WRITES,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+];
+
+/// How the adapter answers.
+#[derive(Debug, Clone, Copy)]
+pub struct Behaviour {
+    /// Lifetime of names, attributes and absences in the kernel.
+    pub timeout: Duration,
+    pub read_only: bool,
+    /// Changes of directories are durable before they are answered.
+    pub dirsync: bool,
+    /// Who, beside root, may ask for a commit.
+    pub owner: u32,
+}
+
+pub struct Adapter<S: Store> {
+    fs: Arc<Fs<S>>,
+    behaviour: Behaviour,
+    workers: Workers,
+}
+
+thread_local! {
+    /// One read buffer per event loop, grown to the largest request and never cleared in between: clearing would cost as
+    /// much as decrypting. It holds plaintext like the kernel's page cache does, and is wiped when its thread ends.
+    static READ_BUFFER: RefCell<Zeroizing<Vec<u8>>> = RefCell::new(Zeroizing::new(Vec::new()));
+}
+
+impl<S: Store> Adapter<S> {
+    /// The cell takes the session's notifier once there is one.
+    pub fn new(fs: Arc<Fs<S>>, behaviour: Behaviour) -> io::Result<(Self, NotifierCell)> {
+        let notifier: NotifierCell = Arc::new(OnceLock::new());
+        let workers = Workers::start(&fs, &notifier, !behaviour.read_only)?;
+        Ok((Self { fs, behaviour, workers }, notifier))
+    }
+
+    fn entry(&self, result: Result<Attr, FsError>, reply: ReplyEntry) {
+        match result {
+            Ok(attr) => reply.entry(&self.behaviour.timeout, &convert::attributes(&attr), Generation(0)),
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    /// After a change of the entries of `dirs`.
+    fn settle<T>(&self, result: Result<T, FsError>, dirs: &[INodeNo]) -> Result<T, FsError> {
+        let value = result?;
+        if self.behaviour.dirsync {
+            for dir in dirs {
+                self.fs.fsyncdir(dir.0)?;
+            }
+        }
+        Ok(value)
+    }
+
+    fn attr(&self, result: Result<Attr, FsError>, reply: ReplyAttr) {
+        match result {
+            Ok(attr) => reply.attr(&self.behaviour.timeout, &convert::attributes(&attr)),
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    /// open(2) with O_CREAT: a file that is there already is opened, unless O_EXCL forbids it.
+    fn create_or_open(
+        &self,
+        by: &Caller,
+        parent: INodeNo,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<Attr, FsError> {
+        match self.fs.create(by, parent.0, name, mode) {
+            Err(e) if e.errno() == libc::EEXIST && flags & libc::O_EXCL == 0 => {}
+            other => return self.settle(other, &[parent]),
+        }
+        let attr = self.fs.lookup(parent.0, name)?;
+        let opened = match attr.stat.kind {
+            Kind::File => self.fs.open(attr.ino, open_mode(flags)).and_then(|()| self.fs.getattr(attr.ino)),
+            Kind::Directory => Err(FsError::Errno(libc::EISDIR)),
+            Kind::Symlink => Err(FsError::Errno(libc::ELOOP)),
+            _ => Err(FsError::Errno(libc::EEXIST)),
+        };
+        if opened.is_err() {
+            self.fs.forget(attr.ino, 1);
+        }
+        opened
+    }
+}
+
+fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
+}
+
+fn open_mode(flags: i32) -> OpenMode {
+    let (read, write) = match OpenFlags(flags).acc_mode() {
+        OpenAccMode::O_RDONLY => (true, false),
+        OpenAccMode::O_WRONLY => (false, true),
+        OpenAccMode::O_RDWR => (true, true),
+    };
+    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0 }
+}
+
+fn empty(result: Result<(), FsError>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(convert::errno(&e)),
+    }
+}
+
+/// The two-step protocol of getxattr(2) and listxattr(2): size 0 asks for the size.
+fn sized(value: &[u8], size: u32, reply: ReplyXattr) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+/// Names as listxattr(2) gives them: each with a NUL behind it.
+fn joined(names: &[Vec<u8>]) -> Vec<u8> {
+    let mut list = Vec::with_capacity(names.iter().map(|n| n.len() + 1).sum());
+    for name in names {
+        list.extend_from_slice(name);
+        list.push(0);
+    }
+    list
+}
+
+fn is_control(ino: INodeNo, name: &OsStr) -> bool {
+    ino.0 == ROOT && (name == PID_XATTR || name == COMMIT_XATTR)
+}
+
+impl<S: Store> Filesystem for Adapter<S> {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            if let Err(missing) = config.add_capabilities(*capability) {
+                log::info!("the kernel lacks {missing:?}");
+            }
+        }
+        // Each of these answers with the nearest value that it would take.
+        if let Err(largest) = config.set_max_write(MAX_IO) {
+            let _ = config.set_max_write(largest);
+        }
+        if let Err(largest) = config.set_max_readahead(MAX_IO) {
+            let _ = config.set_max_readahead(largest);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.fs.lookup(parent.0, name.as_bytes()) {
+            Err(e) if e.errno() == libc::ENOENT => {
+                reply.entry(&self.behaviour.timeout, &convert::absent(), Generation(0));
+            }
+            result => self.entry(result, reply),
+        }
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+        self.fs.forget(ino.0, count);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.attr(self.fs.getattr(ino.0), reply);
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode: mode.map(|m| m & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: convert::set_time(atime),
+            mtime: convert::set_time(mtime),
+        };
+        self.attr(self.fs.setattr(ino.0, &set), reply);
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.fs.readlink(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = convert::node_kind(mode) else { return reply.error(Errno::EINVAL) };
+        let by = caller(request, umask);
+        let made = self.fs.mknod(&by, parent.0, name.as_bytes(), kind, mode & 0o7777, u64::from(rdev));
+        self.entry(self.settle(made, &[parent]), reply);
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let made = self.fs.mkdir(&caller(request, umask), parent.0, name.as_bytes(), mode & 0o7777);
+        self.entry(self.settle(made, &[parent]), reply);
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(self.settle(self.fs.unlink(parent.0, name.as_bytes()), &[parent]), reply);
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(self.settle(self.fs.rmdir(parent.0, name.as_bytes()), &[parent]), reply);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        let made = self.fs.symlink(&caller(request, 0), parent.0, name.as_bytes(), target);
+        self.entry(self.settle(made, &[parent]), reply);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags.bits() {
+            0 => RenameMode::Replace,
+            libc::RENAME_NOREPLACE => RenameMode::NoReplace,
+            libc::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let renamed = self.fs.rename((parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes()), mode);
+        empty(self.settle(renamed, &[parent, new_parent]), reply);
+    }
+
+    fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.entry(self.settle(self.fs.link(ino.0, parent.0, name.as_bytes()), &[parent]), reply);
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.fs.open(ino.0, open_mode(flags.0)) {
+            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        match self.create_or_open(&caller(request, umask), parent, name.as_bytes(), mode & 0o7777, flags) {
+            Ok(attr) => {
+                let attributes = convert::attributes(&attr);
+                let timeout = &self.behaviour.timeout;
+                reply.created(timeout, &attributes, Generation(0), FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let size = size as usize;
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < size {
+                // A fresh one, so that growing leaves no copy behind.
+                *buffer = Zeroizing::new(vec![0; size.next_multiple_of(MAX_IO as usize)]);
+            }
+            let buffer = &mut buffer[..size];
+            match self.fs.read(ino.0, offset, buffer) {
+                Ok(len) => reply.data(&buffer[..len.min(size)]),
+                Err(e) => reply.error(convert::errno(&e)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.fs.write(ino.0, offset, data) {
+            // The kernel never sends more than 16 MiB at once.
+            Ok(()) => reply.written(data.len() as u32),
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    /// Always answered: one ENOSYS would switch it off for the whole connection.
+    fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(ino.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        empty(self.fs.fsync(ino.0, data_only), reply);
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.fs.opendir(ino.0) {
+            Ok(handle) => {
+                reply.opened(FileHandle(handle), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    fn readdir(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.fs.readdir(ino.0, handle.0, offset, &mut |entry| {
+            !reply.add(INodeNo(entry.ino), entry.next, convert::file_type(entry.kind), OsStr::from_bytes(&entry.name))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let timeout = self.behaviour.timeout;
+        let listed = self.fs.readdirplus(ino.0, handle.0, offset, &mut |entry, attr| {
+            let name = OsStr::from_bytes(&entry.name);
+            let attributes = convert::attributes(attr);
+            !reply.add(INodeNo(entry.ino), entry.next, name, &timeout, &attributes, Generation(0))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.fs.releasedir(handle.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        empty(self.fs.fsyncdir(ino.0), reply);
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.fs.statfs() {
+            Ok(s) => {
+                let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+                reply.statfs(
+                    s.blocks,
+                    s.blocks_free,
+                    s.blocks_available,
+                    s.files,
+                    s.files_free,
+                    small(s.block_size),
+                    small(s.name_max),
+                    small(s.fragment_size),
+                );
+            }
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        if is_control(ino, name) {
+            let allowed = request.uid() == 0 || request.uid() == self.behaviour.owner;
+            return if name == COMMIT_XATTR && allowed {
+                self.workers.commit(reply)
+            } else {
+                reply.error(Errno::EPERM)
+            };
+        }
+        empty(self.fs.setxattr(&caller(request, 0), ino.0, name.as_bytes(), value, flags), reply);
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if is_control(ino, name) {
+            return if name == PID_XATTR {
+                sized(std::process::id().to_string().as_bytes(), size, reply)
+            } else {
+                reply.error(Errno::ENODATA)
+            };
+        }
+        match self.fs.getxattr(ino.0, name.as_bytes()) {
+            Ok(value) => sized(&value, size, reply),
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.fs.listxattr(ino.0) {
+            Ok(names) => sized(&joined(&names), size, reply),
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if is_control(ino, name) {
+            return reply.error(Errno::EPERM);
+        }
+        empty(self.fs.removexattr(ino.0, name.as_bytes()), reply);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        empty(self.fs.fallocate(ino.0, mode, offset, len), reply);
+    }
+
+    /// Only SEEK_DATA and SEEK_HOLE come here; the kernel does the others by itself.
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let whence = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        match u64::try_from(offset) {
+            Ok(offset) => self.workers.seek(ino.0, whence, offset, reply),
+            Err(_) => reply.error(Errno::ENXIO),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        from: INodeNo,
+        _from_handle: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _to_handle: FileHandle,
+        to_offset: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        if !flags.is_empty() {
+            return reply.error(Errno::EINVAL);
+        }
+        match self.fs.copy_range((from.0, from_offset), (to.0, to_offset), len.min(MAX_COPY)) {
+            Ok(copied) => reply.written(copied.min(MAX_COPY) as u32),
+            Err(e) => reply.error(convert::errno(&e)),
+        }
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _input: &[u8],
+        _output_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    // Never asked for with default_permissions, without lock forwarding, or on a file system without a block device.
+
+    fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getlk(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _kind: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn setlk(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _kind: i32,
+        _pid: u32,
+        _sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _request: &Request, _ino: INodeNo, _block_size: u32, _index: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// Files are always ready: after this answer the kernel says so by itself.
+    fn poll(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_flags() {
+        let mode = |flags| open_mode(flags);
+        assert_eq!(mode(libc::O_RDONLY), OpenMode { read: true, write: false, truncate: false });
+        assert_eq!(mode(libc::O_WRONLY | libc::O_TRUNC), OpenMode { read: false, write: true, truncate: true });
+        assert_eq!(mode(libc::O_RDWR | libc::O_APPEND), OpenMode { read: true, write: true, truncate: false });
+    }
+
+    #[test]
+    fn attribute_names_end_with_nul() {
+        assert_eq!(joined(&[b"user.a".to_vec(), b"security.b".to_vec()]), b"user.a\0security.b\0");
+        assert_eq!(joined(&[]), b"");
+    }
+
+    #[test]
+    fn control_attributes_are_on_the_root_only() {
+        assert!(is_control(INodeNo(ROOT), OsStr::new(PID_XATTR)));
+        assert!(is_control(INodeNo(ROOT), OsStr::new(COMMIT_XATTR)));
+        assert!(!is_control(INodeNo(ROOT), OsStr::new("user.envelopefs.other")));
+        assert!(!is_control(INodeNo(2), OsStr::new(PID_XATTR)));
+    }
+}

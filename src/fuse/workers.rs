@@ -1,0 +1,84 @@
+//! Replies that must not be given from an event loop: SEEK_DATA and SEEK_HOLE, and a commit on request.
+//! Knows the kernel's cache invalidation; no other operation.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use fuser::{Errno, INodeNo, Notifier, ReplyEmpty, ReplyLseek};
+use parking_lot::Mutex;
+
+use super::convert;
+use crate::file::Seek;
+use crate::fs::{Fs, Ino};
+use crate::store::Store;
+
+/// Threads that answer. Each may wait for the kernel to write one file's dirty pages.
+const WORKERS: usize = 2;
+
+/// The kernel's way back to us, known once the session exists.
+pub type NotifierCell = Arc<OnceLock<Notifier>>;
+
+enum Task {
+    Seek { ino: Ino, whence: Seek, offset: u64, reply: ReplyLseek },
+    Commit { reply: ReplyEmpty },
+}
+
+/// A few threads beside the event loops. They end when this is dropped.
+pub struct Workers {
+    queue: std::sync::mpsc::Sender<Task>,
+}
+
+impl Workers {
+    pub fn start<S: Store>(fs: &Arc<Fs<S>>, notifier: &NotifierCell, flush_before_seek: bool) -> io::Result<Self> {
+        let (queue, tasks) = std::sync::mpsc::channel();
+        let tasks = Arc::new(Mutex::new(tasks));
+        for i in 0..WORKERS {
+            let (fs, notifier, tasks) = (fs.clone(), notifier.clone(), tasks.clone());
+            thread::Builder::new().name(format!("worker-{i}")).spawn(move || {
+                loop {
+                    let task = tasks.lock().recv();
+                    match task {
+                        Ok(task) => run(&fs, &notifier, flush_before_seek, task),
+                        Err(_) => return,
+                    }
+                }
+            })?;
+        }
+        Ok(Self { queue })
+    }
+
+    /// A task that cannot be queued is dropped, and its reply with it: fuser then answers EIO.
+    pub fn seek(&self, ino: Ino, whence: Seek, offset: u64, reply: ReplyLseek) {
+        let _ = self.queue.send(Task::Seek { ino, whence, offset, reply });
+    }
+
+    pub fn commit(&self, reply: ReplyEmpty) {
+        let _ = self.queue.send(Task::Commit { reply });
+    }
+}
+
+fn run<S: Store>(fs: &Fs<S>, notifier: &NotifierCell, flush_before_seek: bool, task: Task) {
+    match task {
+        Task::Seek { ino, whence, offset, reply } => {
+            // The kernel does not write dirty pages before it asks; they would look like holes. Invalidating writes them
+            // first. It must not be called from an event loop, which has to take those very writes.
+            if let (true, Some(notifier)) = (flush_before_seek, notifier.get()) {
+                if let Err(e) = notifier.inval_inode(INodeNo(ino), 0, 0) {
+                    log::warn!("cannot flush inode {ino} before a seek: {e}");
+                }
+            }
+            match fs.seek(ino, whence, offset) {
+                Ok(found) => match i64::try_from(found) {
+                    Ok(found) => reply.offset(found),
+                    Err(_) => reply.error(Errno::EOVERFLOW),
+                },
+                Err(e) => reply.error(convert::errno(&e)),
+            }
+        }
+        Task::Commit { reply } => match fs.commit() {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(convert::errno(&e)),
+        },
+    }
+}
