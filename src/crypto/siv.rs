@@ -110,7 +110,7 @@ mod tests {
     impl Reference<'_> {
         fn cmac(&self, message: &[u8]) -> [u8; 16] {
             let k1 = dbl((self.s2v)([0; 16]));
-            let whole = !message.is_empty() && message.len() % 16 == 0;
+            let whole = !message.is_empty() && message.len().is_multiple_of(16);
             let last_at = if whole { message.len() - 16 } else { message.len() / 16 * 16 };
             let state = message[..last_at].chunks(16).fold([0; 16], |state, block| (self.s2v)(xor(state, block)));
             let last = if whole {
