@@ -22,7 +22,6 @@ impl<F: BackingFile> EncryptedFile<F> {
         }
         if size == 0 {
             // Asks for no key and reads no header: a broken file can be emptied.
-            self.size.store(0, Ordering::Release);
             return Ok(self.drop_content(&mut st)?);
         }
         self.load(&mut st)?;
@@ -44,6 +43,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             (st.open, st.loaded) = (None, true);
             *self.writer.lock() = None;
         }
+        self.size.store(0, Ordering::Release);
         st.phase = Phase::Empty;
         st.floor_known = true;
         (st.tail_agrees, st.tail_settled) = (false, false);
@@ -74,8 +74,14 @@ impl<F: BackingFile> EncryptedFile<F> {
             }
             Ok(())
         } else {
+            let mut before = [0; PLAIN];
+            self.read_block(st, blocks - 1, &mut before)?;
             self.rewrite_last(st, size)?;
-            st.backing.set_len(geometry.growing_len(blocks))?;
+            if let Err(e) = st.backing.set_len(geometry.growing_len(blocks)) {
+                let valid = (self.size() - (blocks - 1) * P).min(P) as u16;
+                self.write_block(st, blocks - 1, valid, &before)?;
+                return Err(e.into());
+            }
             self.size.store(size, Ordering::Release);
             self.changed();
             Ok(())

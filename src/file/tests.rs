@@ -563,3 +563,66 @@ fn the_last_block_is_the_only_short_one() {
         assert_eq!(read_all(&bench.open()).unwrap(), pattern(size as usize, 1));
     }
 }
+
+/// A failing backing operation at every point of an operation: the caller gets the error, and what was there stays readable.
+#[test]
+fn a_failed_operation_leaves_old_or_new_content_and_a_usable_file() {
+    type Change = fn(&EncryptedFile<MemoryFile>) -> Result<(), FileError>;
+    let changes: [(&str, Change); 8] = [
+        ("append", |f| f.write(P + 100, &pattern(2 * PLAIN, 8))),
+        ("overwrite", |f| f.write(10, &pattern(PLAIN, 8))),
+        ("far write", |f| f.write(9 * P, b"far")),
+        ("shrink", |f| f.truncate(7)),
+        ("extend", |f| f.truncate(5 * P)),
+        ("empty", |f| f.truncate(0)),
+        ("punch", |f| f.fallocate(Fallocate::PunchHole, 5, P)),
+        ("allocate", |f| f.fallocate(Fallocate::Allocate { keep_size: false }, 0, 6 * P)),
+    ];
+    let starts: [(&str, fn(&EncryptedFile<MemoryFile>)); 4] = [
+        ("empty", |_| ()),
+        ("unsynced", |f| f.write(0, &pattern(PLAIN + 100, 1)).unwrap()),
+        ("synced", |f| {
+            f.write(0, &pattern(PLAIN + 100, 1)).unwrap();
+            f.sync(false).unwrap();
+        }),
+        ("committed", |f| {
+            f.write(0, &pattern(PLAIN + 100, 1)).unwrap();
+            f.commit(None).unwrap();
+        }),
+    ];
+    for (start, prepare) in starts {
+        for (name, change) in changes {
+            for nth in 1.. {
+                let bench = Bench::new();
+                let file = bench.open();
+                prepare(&file);
+                let before = read_all(&file).unwrap();
+                bench.store.fail_after(nth, libc::ENOSPC);
+                let failed = change(&file).and_then(|()| file.commit(None).map(|_| ()));
+                bench.store.heal();
+                let context = format!("{name} of {start}, operation {nth}");
+                let after = read_all(&file).unwrap_or_else(|e| panic!("{context}: {e}"));
+                match failed {
+                    Ok(()) => break,
+                    Err(FileError::Io(e)) => assert_eq!(e.raw_os_error(), Some(libc::ENOSPC), "{context}"),
+                    Err(e) => panic!("{context}: {e}"),
+                }
+                // Either nothing happened, or the change did; a write or a punch may have stopped between two blocks.
+                if !["append", "overwrite", "punch"].contains(&name) {
+                    let reference = Bench::new();
+                    let whole = reference.open();
+                    prepare(&whole);
+                    change(&whole).unwrap();
+                    assert!(after == before || after == read_all(&whole).unwrap(), "{context}: neither old nor new");
+                }
+                assert_eq!(bench.probed(), file.size(), "{context}");
+                // It works again, and a later mount agrees.
+                file.write(3, b"again").unwrap_or_else(|e| panic!("{context}: {e}"));
+                file.commit(None).unwrap();
+                let content = read_all(&file).unwrap();
+                assert_eq!(read_all(&bench.open()).unwrap_or_else(|e| panic!("{context}: {e}")), content);
+                assert!(nth < 40, "{context}: never succeeds");
+            }
+        }
+    }
+}

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::{
     CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef,
     keyfile_document::{Cost, KEYFILE_MAX, Key, KeyVersion, Keyfile, Material, Sealed},
+    known_volumes::KnownVolumes,
     length_prefix,
     passphrase::{PassphraseReader, PassphraseSource},
     protected::{self, Protection},
@@ -48,6 +49,12 @@ fn create_with(
     let (keyfile, bytes) =
         Keyfile::fresh(description, super::unix_now(), sealing).map_err(|why| malformed(path, &why))?;
     let info = keyfile.keys.first().map(info).ok_or_else(|| malformed(path, "no key"))?;
+    // The documented place for keyfiles, which a fresh host does not have yet; no other directory is made up.
+    if let (Ok(dir), Some(parent)) = (KnownVolumes::config_dir(), path.parent())
+        && dir == parent
+    {
+        protected::create_directory(parent)?;
+    }
     protected::create_new(path, &bytes)?;
     Ok(info)
 }

@@ -15,21 +15,13 @@ use super::{
     branches::{Branches, Flight, abandoned},
     slots, unix_now,
 };
-use crate::crypto::{
-    file_keys::FileKeys,
-    kdf::{Prk, mac_eq},
-    random,
-    secret::Secret32,
-    wrap,
-};
+use crate::crypto::{file_keys::FileKeys, kdf::mac_eq, random, secret::Secret32};
 use crate::format::{
     BranchId, FileId, VolumeId,
     header::{CmkSlot, FileHeader, SUITE_AES256_GCM, Unverified, WrappedDek},
     volume::{BranchRecord, KeyMode},
 };
 
-const DEK_KEY_LABEL: &[u8] = b"envelopefs v1 dek wrap key";
-const DEK_AAD_LABEL: &[u8] = b"envelopefs v1 dek wrap";
 /// After a branch could not be replaced, creates go on under the old one for this long before it is tried again.
 const REPLACE_RETRY: Duration = Duration::from_secs(60);
 
@@ -144,7 +136,9 @@ impl Keyring {
             KeyMode::Branch => {
                 let branch = self.branch_for_new_file()?;
                 let dek = Secret32::random();
-                let wrapped = self.wrap_dek(&branch, &file_id, &dek);
+                let parent = (branch.record.id, &*branch.key);
+                let wrapped =
+                    WrappedDek::seal(parent, &self.volume_id, &file_id, &dek, random::array(), random::array());
                 Ok(NewFileKeys {
                     file_id,
                     keys: FileKeys::derive(&file_id, &dek),
@@ -167,14 +161,19 @@ impl Keyring {
         }
         match &header.wrapped_dek {
             Some(wrapped) => self.with_branch_key(&wrapped.branch_id, &header.slots, |branch_key| {
-                let dek = self.unwrap_dek(header, wrapped, branch_key)?;
-                file_keys(header, &dek, &format!("branch {}", HEXLOWER.encode(&wrapped.branch_id)))
+                let under = || format!("branch {}", HEXLOWER.encode(&wrapped.branch_id));
+                let dek =
+                    wrapped.open(branch_key, &self.volume_id, &header.file_id).map_err(|_| KeyError::BadBlob {
+                        key: under(),
+                        reason: "the file's key was altered, or belongs to another file".into(),
+                    })?;
+                file_keys(header, &dek, under)
             }),
             None => {
                 let context = EncryptionContext::for_file(&self.volume_id, &header.file_id);
                 slots::first_that_opens(&self.cmks, &header.slots, |cmk, slot| {
                     let dek = slots::unwrap(cmk, slot, &context)?;
-                    file_keys(header, &dek, &cmk.key_ref().to_string())
+                    file_keys(header, &dek, || cmk.key_ref().to_string())
                 })
             }
         }
@@ -341,28 +340,6 @@ impl Keyring {
         }
         Ok(Live { record: Arc::new(record), key, files: 0 })
     }
-
-    fn wrap_dek(&self, branch: &Live, file_id: &FileId, dek: &Secret32) -> WrappedDek {
-        let salt: [u8; 16] = random::array();
-        let branch_id = branch.record.id;
-        let kek = Prk::extract(&salt, &branch.key).expand(&[DEK_KEY_LABEL]);
-        let aad = dek_aad(&self.volume_id, file_id, &branch_id, SUITE_AES256_GCM);
-        WrappedDek { branch_id, salt, wrapped: wrap::wrap_key(&kek, &random::array(), &aad, dek) }
-    }
-
-    fn unwrap_dek(
-        &self,
-        header: &FileHeader,
-        wrapped: &WrappedDek,
-        branch_key: &Secret32,
-    ) -> Result<Secret32, KeyError> {
-        let kek = Prk::extract(&wrapped.salt, branch_key).expand(&[DEK_KEY_LABEL]);
-        let aad = dek_aad(&self.volume_id, &header.file_id, &wrapped.branch_id, header.suite);
-        wrap::unwrap_key(&kek, &aad, &wrapped.wrapped).map_err(|_| KeyError::BadBlob {
-            key: format!("branch {}", HEXLOWER.encode(&wrapped.branch_id)),
-            reason: "the file's key was altered, or belongs to another file".into(),
-        })
-    }
 }
 
 impl fmt::Debug for Keyring {
@@ -385,20 +362,15 @@ impl Drop for Landing<'_> {
 }
 
 /// A DEK's file keys, if they are the ones that the header committed to. `under`: what the DEK was wrapped by.
-fn file_keys(header: &FileHeader, dek: &Secret32, under: &str) -> Result<FileKeys, KeyError> {
+fn file_keys(header: &FileHeader, dek: &Secret32, under: impl Fn() -> String) -> Result<FileKeys, KeyError> {
     let keys = FileKeys::derive(&header.file_id, dek);
     if !mac_eq(&keys.commitment(), &header.commitment) {
         return Err(KeyError::BadBlob {
-            key: under.into(),
+            key: under(),
             reason: "it gives another key than the file's header commits to".into(),
         });
     }
     Ok(keys)
-}
-
-/// Binds a wrapped DEK to its file, its branch and its cipher suite; fields have fixed lengths.
-fn dek_aad(volume: &VolumeId, file: &FileId, branch: &BranchId, suite: u16) -> Vec<u8> {
-    [DEK_AAD_LABEL, volume, file, branch, &suite.to_le_bytes()].concat()
 }
 
 #[cfg(test)]

@@ -109,3 +109,109 @@ impl<'a> PassphraseReader<'a> {
         *self.source == PassphraseSource::Terminal
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::Write,
+        os::{
+            fd::AsRawFd,
+            unix::{fs::PermissionsExt, net::UnixStream},
+        },
+    };
+
+    fn file(content: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(content).unwrap();
+        file
+    }
+
+    fn read(source: &PassphraseSource) -> Result<Vec<u8>, String> {
+        source.read("", true).map(|p| p.to_vec()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn one_line_of_a_file() {
+        type Case = (&'static [u8], Result<&'static [u8], &'static str>);
+        let cases: [Case; 9] = [
+            (b"secret\n", Ok(b"secret")),
+            (b"secret", Ok(b"secret")),
+            (b" two words \n", Ok(b" two words ")),
+            (b"\xff\x00\r\n", Ok(b"\xff\x00\r")),
+            (b"", Err("empty")),
+            (b"\n", Err("empty")),
+            (b"secret\n\n", Err("more than one line")),
+            (&[b'x'; PASSPHRASE_MAX + 1], Err("longer")),
+            (&[b'x'; PASSPHRASE_MAX + 2], Err("larger")),
+        ];
+        for (content, expected) in cases {
+            let file = file(content);
+            let outcome = read(&PassphraseSource::File(file.path().into()));
+            match expected {
+                Ok(expected) => assert_eq!(outcome.as_deref(), Ok(expected)),
+                Err(expected) => {
+                    let error = outcome.unwrap_err();
+                    assert!(error.contains(expected) && !error.contains("secret"), "{error}");
+                }
+            }
+        }
+        let longest = [[b'x'; PASSPHRASE_MAX].as_slice(), b"\n"].concat();
+        assert_eq!(read(&PassphraseSource::File(file(&longest).path().into())).unwrap().len(), PASSPHRASE_MAX);
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_is_refused() {
+        let file = file(b"secret\n");
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+        let error = read(&PassphraseSource::File(file.path().into())).unwrap_err();
+        assert!(error.contains("passphrase file") && error.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn descriptors_may_be_files_pipes_or_sockets() {
+        let source = |fd: &dyn AsRawFd| PassphraseSource::Descriptor(fd.as_raw_fd());
+        assert_eq!(read(&source(&file(b"secret\n").reopen().unwrap())).unwrap(), b"secret");
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"secret\n").unwrap();
+        drop(writer);
+        // Several sealed keys share what a pipe gives only once.
+        let from_pipe = source(&reader);
+        let mut shared = PassphraseReader::new(&from_pipe);
+        assert!(!shared.can_retry());
+        assert_eq!(&**shared.read("").unwrap(), b"secret");
+        assert_eq!(&**shared.read("").unwrap(), b"secret");
+        assert!(read(&from_pipe).unwrap_err().contains("empty"));
+
+        let (reader, mut writer) = UnixStream::pair().unwrap();
+        writer.write_all(b"secret").unwrap();
+        drop(writer);
+        assert_eq!(read(&source(&reader)).unwrap(), b"secret");
+
+        for fd in [-1, i32::MAX] {
+            let error = read(&PassphraseSource::Descriptor(fd)).unwrap_err();
+            assert!(error.contains(&format!("descriptor {fd}")), "{error}");
+        }
+    }
+
+    /// Runs itself in a session of its own, which has no terminal.
+    #[test]
+    fn without_a_terminal_the_error_names_the_other_ways() {
+        const CHILD: &str = "ENVELOPEFS_TEST_WITHOUT_TERMINAL";
+        if std::env::var_os(CHILD).is_some() {
+            rustix::process::setsid().unwrap();
+            let error = read(&PassphraseSource::Terminal).unwrap_err();
+            assert!(error.contains("--passphrase-file FILE or --passphrase-fd N"), "{error}");
+            return;
+        }
+        let name = "keys::passphrase::tests::without_a_terminal_the_error_names_the_other_ways";
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(CHILD, "1")
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        let output = String::from_utf8_lossy(&child.stdout).into_owned();
+        assert!(child.status.success() && output.contains("1 passed"), "{output}");
+    }
+}

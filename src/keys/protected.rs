@@ -3,9 +3,9 @@
 
 use std::{
     ffi::OsStr,
-    fs::{File, OpenOptions},
+    fs::{DirBuilder, File, Metadata, OpenOptions},
     io::{Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -39,7 +39,7 @@ pub fn read(path: &Path, what: &str, protection: Protection, limit: usize) -> Re
     if !meta.is_file() {
         return Err(KeyError::Config(format!("{what} {} is not a regular file", path.display())));
     }
-    check_access(path, what, &meta, protection, credentials_directory().as_deref())?;
+    check_open(path, what, &meta, protection)?;
     let len = usize::try_from(meta.len()).unwrap_or(usize::MAX);
     if len > limit {
         return Err(too_large(path, what, limit));
@@ -59,7 +59,7 @@ pub fn read_stream(path: &Path, what: &str, limit: usize) -> Result<Zeroizing<Ve
         return Err(KeyError::Config(format!("{what} {} is a directory", path.display())));
     }
     if meta.is_file() {
-        check_access(path, what, &meta, Protection::Secret, credentials_directory().as_deref())?;
+        check_open(path, what, &meta, Protection::Secret)?;
     }
     read_bounded(file, path, what, limit)
 }
@@ -69,26 +69,32 @@ fn open(path: &Path, flags: i32) -> Result<File, KeyError> {
     OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| KeyError::io(path, e))
 }
 
+fn check_open(path: &Path, what: &str, meta: &Metadata, protection: Protection) -> Result<(), KeyError> {
+    let euid = rustix::process::geteuid().as_raw();
+    check_access(path, what, (meta.uid(), meta.mode()), protection, euid, credentials_directory().as_deref())
+}
+
+/// `owner` and `mode` are the open file's; `euid` is who we are.
 fn check_access(
     path: &Path,
     what: &str,
-    meta: &std::fs::Metadata,
+    (owner, mode): (u32, u32),
     protection: Protection,
+    euid: u32,
     credentials: Option<&Path>,
 ) -> Result<(), KeyError> {
-    let euid = rustix::process::geteuid().as_raw();
     let shown = path.display();
-    if meta.uid() != euid && meta.uid() != 0 {
+    if owner != euid && owner != 0 {
         return Err(KeyError::Config(format!(
-            "{what} {shown} belongs to uid {}, who could change it: it must belong to uid {euid} or root (chown {euid} {shown})",
-            meta.uid(),
+            "{what} {shown} belongs to uid {owner}, who could change it: it must belong to uid {euid} or root \
+             (chown {euid} {shown})"
         )));
     }
     let forbidden = match protection {
         Protection::Secret => 0o077,
         Protection::Trusted => 0o022,
     };
-    let mode = meta.mode() & 0o7777;
+    let mode = mode & 0o7777;
     if mode & forbidden != 0 && !credentials.is_some_and(|dir| lies_under(path, dir)) {
         return Err(KeyError::Config(format!(
             "{what} {shown} has mode {mode:04o}, so others have access to it: chmod {:o} {shown}",
@@ -155,10 +161,19 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
     sync_parent(path)
 }
 
-/// A directory of mode 0700, created with its missing parents where needed.
+/// A directory of mode 0700, created durably with its missing parents where needed.
 pub fn create_directory(path: &Path) -> Result<(), KeyError> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| KeyError::io(path, e))
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        create_directory(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) => Err(KeyError::io(path, e)),
+        Ok(()) => sync_parent(path),
+    }
 }
 
 fn create_private(path: &Path) -> Result<File, KeyError> {
@@ -171,4 +186,108 @@ fn sync_parent(path: &Path) -> Result<(), KeyError> {
         _ => Path::new("."),
     };
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| KeyError::io(parent, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn text(outcome: Result<(), KeyError>) -> String {
+        match outcome {
+            Err(KeyError::Config(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn owner_and_mode_decide() {
+        let path = Path::new("/x/cmk.json");
+        let check = |owner, mode, protection| check_access(path, "keyfile", (owner, mode), protection, 1000, None);
+        for mode in [0o100600, 0o100400, 0o100700] {
+            check(1000, mode, Protection::Secret).unwrap();
+            check(0, mode, Protection::Secret).unwrap();
+        }
+        assert!(text(check(1001, 0o100600, Protection::Secret)).contains("uid 1001"));
+        for bit in [0o040, 0o020, 0o010, 0o004, 0o002, 0o001] {
+            assert!(text(check(1000, 0o600 | bit, Protection::Secret)).ends_with("chmod 600 /x/cmk.json"));
+            assert_eq!(check(1000, 0o600 | bit, Protection::Trusted).is_err(), bit & 0o022 != 0);
+        }
+    }
+
+    #[test]
+    fn credentials_may_have_any_mode_but_must_lie_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let credentials = dir.path().join("credentials");
+        std::fs::create_dir(&credentials).unwrap();
+        std::fs::write(credentials.join("cmk"), b"x").unwrap();
+        std::fs::write(dir.path().join("outside"), b"x").unwrap();
+        symlink(dir.path().join("outside"), credentials.join("link")).unwrap();
+        let check = |name: &str, owner| {
+            check_access(
+                &credentials.join(name),
+                "keyfile",
+                (owner, 0o440),
+                Protection::Secret,
+                1000,
+                Some(&credentials),
+            )
+        };
+        check("cmk", 1000).unwrap();
+        check("cmk", 0).unwrap();
+        text(check("cmk", 1001));
+        text(check("../outside", 1000));
+        text(check("link", 1000));
+        text(check("missing", 1000));
+        let root = Path::new("/");
+        let everywhere =
+            check_access(&credentials.join("cmk"), "keyfile", (0, 0o444), Protection::Secret, 0, Some(root));
+        text(everywhere);
+    }
+
+    #[test]
+    fn what_is_created_is_private_and_never_replaces() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        create_new(&path, b"one").unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        match create_new(&path, b"two") {
+            Err(KeyError::Io { source, .. }) => assert_eq!(source.kind(), std::io::ErrorKind::AlreadyExists),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(&**read(&path, "file", Protection::Secret, 3).unwrap(), b"one");
+        replace(&path, b"three").unwrap();
+        assert_eq!(&**read(&path, "file", Protection::Secret, 5).unwrap(), b"three");
+        assert!(read(&path, "file", Protection::Secret, 4).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn directories_are_private_and_those_that_exist_stay_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        create_directory(&path).unwrap();
+        create_directory(&path).unwrap();
+        assert!([&path, &dir.path().join("a")].iter().all(|p| p.metadata().unwrap().mode() & 0o777 == 0o700));
+        std::fs::write(dir.path().join("file"), b"").unwrap();
+        for path in ["file", "file/a"] {
+            assert!(matches!(create_directory(&dir.path().join(path)), Err(KeyError::Io { .. })));
+        }
+    }
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(text(read(dir.path(), "keyfile", Protection::Secret, 9).map(|_| ())).contains("not a regular file"));
+        assert!(text(read(Path::new("/dev/null"), "keyfile", Protection::Secret, 9).map(|_| ())).contains("regular"));
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(text(read(&fifo, "keyfile", Protection::Secret, 9).map(|_| ())).contains("not a regular file"));
+        // Endless input is bounded.
+        assert!(text(read_stream(Path::new("/dev/zero"), "passphrase", 9).map(|_| ())).contains("larger than 9"));
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(text(read_stream(&file, "passphrase file", 9).map(|_| ())).contains("chmod 600"));
+    }
 }

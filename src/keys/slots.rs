@@ -39,7 +39,11 @@ fn slot(cmk: &dyn CmkProvider, blob: Vec<u8>, commitment: [u8; 32]) -> Result<Cm
         let len = blob.len();
         return Err(KeyError::Config(format!("CMK {name} wraps a key in {len} bytes, {BLOB_MAX} is the most")));
     }
-    Ok(CmkSlot { provider: name.provider.clone(), key_ref: name.key.clone(), blob, commitment })
+    let slot = CmkSlot { provider: name.provider.clone(), key_ref: name.key.clone(), blob, commitment };
+    if !slot.is_well_formed() {
+        return Err(KeyError::Config(format!("CMK {:?} has a name that a header cannot carry", name.key)));
+    }
+    Ok(slot)
 }
 
 /// Whether `slot` is wrapped under `cmk`.
@@ -112,4 +116,26 @@ pub fn names(slots: &[CmkSlot]) -> String {
         named.push("…".into());
     }
     if named.is_empty() { "none".into() } else { named.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::test_cmk::TestCmk;
+
+    #[test]
+    fn names_are_escaped_and_few() {
+        let slot =
+            |key: &str| CmkSlot { provider: "test".into(), key_ref: key.into(), blob: Vec::new(), commitment: [0; 32] };
+        assert_eq!(names(&[]), "none");
+        assert_eq!(names(&[slot("a"), slot("\u{1b}[2J")]), "test:a, test:\\u{1b}[2J");
+        let many: Vec<_> = (0..9).map(|_| slot(&"x".repeat(3000))).collect();
+        assert!(names(&many).len() < 1000 && names(&many).ends_with('…'));
+    }
+
+    #[test]
+    fn a_name_that_no_header_carries_makes_no_slot() {
+        let cmks: Vec<Arc<dyn CmkProvider>> = vec![Arc::new(TestCmk::new("line\nbreak"))];
+        assert!(matches!(generate(&cmks, &EncryptionContext::default()), Err(KeyError::Config(_))));
+    }
 }

@@ -193,3 +193,91 @@ fn encode(bytes: &[u8]) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, credentials: Option<&str>) -> Result<CmkUri, String> {
+        parse_in(text, credentials.map(Path::new), &|| Ok("/work dir".into())).map_err(|e| e.to_string())
+    }
+
+    fn keyfile(path: &str, key: Option<&str>) -> CmkUri {
+        CmkUri::Keyfile { path: path.into(), key: key.map(String::from) }
+    }
+
+    #[test]
+    fn keyfile_addresses() {
+        let cases = [
+            ("keyfile:///etc/envelopefs/cmk.json", keyfile("/etc/envelopefs/cmk.json", None)),
+            ("KEYFILE:///a", keyfile("/a", None)),
+            ("keyfile:/a", keyfile("/a", None)),
+            ("keyfile:a/b.json?key=one-2", keyfile("/work dir/a/b.json", Some("one-2"))),
+            ("keyfile:///a%20b%3fc%25?key=%41", keyfile("/a b?c%", Some("A"))),
+            ("keyfile:///a b:c=d&e", keyfile("/a b:c=d&e", None)),
+            ("keyfile://$CREDENTIALS_DIRECTORY/cmk?key=k", keyfile("/run/c/cmk", Some("k"))),
+            ("keyfile:$CREDENTIALS_DIRECTORY/cmk", keyfile("/run/c/cmk", None)),
+            ("keyfile:%24x", keyfile("/work dir/$x", None)),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse(text, Some("/run/c")).as_ref(), Ok(&expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_say_what_to_write() {
+        let cases = [
+            ("/etc/cmk.json", "this build knows: keyfile"),
+            ("awskms:///alias/app", "unknown scheme \"awskms\"; this build knows: keyfile"),
+            ("keyfile://host/a", "keyfile:///absolute/path"),
+            ("keyfile:", "empty"),
+            ("keyfile://", "keyfile:///absolute/path"),
+            ("keyfile:///a?key=", "key= is empty"),
+            ("keyfile:///a?key=1&key=2", "twice"),
+            ("keyfile:///a?", "key=ID"),
+            ("keyfile:///a?region=x", "unknown parameter \"region=x\""),
+            ("keyfile:///a%2", "two hex digits"),
+            ("keyfile:///a%zz", "two hex digits"),
+            ("keyfile:///a%+1", "two hex digits"),
+            ("keyfile:///a%00", "NUL"),
+            ("keyfile:///a?key=%ff", "not UTF-8"),
+            ("keyfile:///a#b", "%23"),
+            ("keyfile://$HOME/cmk", "%24"),
+            ("keyfile://$CREDENTIALS_DIRECTORY", "%24"),
+            ("keyfile://$CREDENTIALS_DIRECTORY/", "empty"),
+            ("keyfile://$CREDENTIALS_DIRECTORY//etc/x", "slash"),
+        ];
+        for (text, expected) in cases {
+            let error = parse(text, Some("/run/c")).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        assert!(parse("keyfile://$CREDENTIALS_DIRECTORY/cmk", None).unwrap_err().contains("LoadCredential="));
+    }
+
+    struct Shown<'a>(&'a CmkUri, Option<&'a str>);
+    impl fmt::Display for Shown<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.write_in(f, self.1.map(Path::new))
+        }
+    }
+
+    #[test]
+    fn what_is_shown_parses_to_the_same() {
+        for credentials in [None, Some("/run/c")] {
+            for uri in [
+                keyfile("/etc/cmk.json", None),
+                keyfile("/run/c/cmk", Some("k")),
+                keyfile("/run/c", None),
+                keyfile("/run/cc/cmk", None),
+                keyfile("/ü/%41?#$ &\n", Some("ä?&=")),
+                CmkUri::Keyfile { path: OsString::from_vec(b"/\xff\x01".to_vec()).into(), key: None },
+            ] {
+                assert_eq!(parse(&Shown(&uri, credentials).to_string(), credentials).as_ref(), Ok(&uri));
+            }
+        }
+        let inside = keyfile("/run/c/cmk", None);
+        assert_eq!(Shown(&inside, Some("/run/c")).to_string(), "keyfile://$CREDENTIALS_DIRECTORY/cmk");
+        let pinned = inside.pinned(&KeyRef { provider: "keyfile".into(), key: "id".into() });
+        assert_eq!(Shown(&pinned, None).to_string(), "keyfile:///run/c/cmk?key=id");
+    }
+}

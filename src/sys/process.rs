@@ -66,8 +66,8 @@ mod tests {
     #[test]
     fn groups_of_a_status_file() {
         assert_eq!(parse_groups("Name:\tx\nGid:\t1\t1\t1\t1\nGroups:\t4 24 1000 \nPid:\t7\n"), [4, 24, 1000]);
-        assert_eq!(parse_groups("Name:\tx\nGroups:\t \n"), []);
-        assert_eq!(parse_groups(""), []);
+        assert_eq!(parse_groups("Name:\tx\nGroups:\t \n"), Vec::<u32>::new());
+        assert_eq!(parse_groups(""), Vec::<u32>::new());
     }
 
     #[test]
