@@ -9,7 +9,6 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use fuser::{Session, SessionACL};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{Mode, OFlags};
 
@@ -20,7 +19,8 @@ use super::{Access, MountError, OpenVolume, open_fs};
 use crate::config::MountOptions;
 use crate::format::volume::{BranchRecord, VolumeConfig, VolumeKeys};
 use crate::fs::Fs;
-use crate::fuse::{Adapter, Behaviour, FOREVER};
+use crate::fuse::session::{self, Loops};
+use crate::fuse::{Behaviour, FOREVER};
 use crate::store::disk::DiskStore;
 use crate::sys::limits;
 
@@ -95,21 +95,13 @@ pub fn start(
     };
     let allow_other = options.allow_other.unwrap_or_else(|| rustix::process::geteuid().is_root());
     let failed = |e: io::Error| MountError::Mountpoint(format!("cannot serve {}: {e}", mountpoint.display()));
-    let (adapter, notifier) = Adapter::new(fs.clone(), behaviour).map_err(failed)?;
     let KernelMount { device, keeper } =
         kernel::mount(dir.path(), mountpoint, options, allow_other).map_err(MountError::Mountpoint)?;
     // Gone unless everything below succeeds.
     let undo = Undo { mountpoint: Some(mountpoint) };
 
-    let mut session_config = fuser::Config::default();
-    session_config.n_threads = Some(event_loops());
-    session_config.clone_fd = kernel::can_clone_device();
-    // The kernel lets in whom the mount allows. A second check in fuser would refuse the kernel's own threads, which
-    // write back sizes and times as root.
-    let session = Session::from_fd(adapter, device, SessionACL::All, session_config).map_err(failed)?;
-    // Nobody else sets it.
-    let _ = notifier.set(session.notifier());
-    let session = thread::Builder::new().name("session".into()).spawn(move || session.run()).map_err(failed)?;
+    let loops = Loops { count: event_loops(), own_queues: kernel::can_clone_device() };
+    let session = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
 
     let device = await_answer(mountpoint)?;
     if rustix::process::geteuid().is_root() {
