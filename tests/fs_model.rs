@@ -1,6 +1,9 @@
 //! Random operations on a tree, against a plain reference in memory. Knows the public interface of `fs` only.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use envelopefs::crypto::secret::Secret32;
@@ -12,12 +15,18 @@ use envelopefs::format::volume::{KeyMode, VolumeKeys};
 use envelopefs::fs::{Attr, Caller, Fs, FsConfig, Ino, OpenMode, ROOT, SetAttr};
 use envelopefs::keys::keyring::{KeyPolicy, Keyring};
 use envelopefs::keys::{CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef};
+use envelopefs::store::disk::DiskStore;
 use envelopefs::store::memory::MemoryStore;
-use envelopefs::store::{Kind, RenameMode, Store};
+use envelopefs::store::{Kind, Place, RenameMode, Store};
 use proptest::prelude::*;
 
 const VOLUME: [u8; 16] = [7; 16];
-const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1, umask: 0o022 };
+
+/// The identity of the test process, so that the tests run for every user.
+fn caller() -> Caller {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    Caller { uid, gid, pid: std::process::id(), umask: 0o022 }
+}
 
 struct TestCmk(KeyRef, Secret32);
 
@@ -46,7 +55,7 @@ fn volume_keys() -> VolumeKeys {
     VolumeKeys::derive(&VOLUME, &Secret32::from_bytes([3; 32]))
 }
 
-fn mount(tree: &MemoryStore, overflow: &MemoryStore, plain_names: bool) -> Fs<MemoryStore> {
+fn mount<S: Store>(tree: S, overflow: S, plain_names: bool) -> Fs<S> {
     let keys = volume_keys();
     let cmk = TestCmk(KeyRef { provider: "test".into(), key: "one".into() }, Secret32::from_bytes([9; 32]));
     let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
@@ -60,7 +69,7 @@ fn mount(tree: &MemoryStore, overflow: &MemoryStore, plain_names: bool) -> Fs<Me
         // Small, so that handles are evicted and commits are forced.
         descriptor_budget: 6,
     };
-    Fs::new(tree.rooted_at(tree.root()), overflow.rooted_at(overflow.root()), config).expect("the tree mounts")
+    Fs::new(tree, overflow, config).expect("the tree mounts")
 }
 
 // ---- The reference ----
@@ -379,11 +388,38 @@ fn ops() -> impl Strategy<Value = Op> {
 
 // ---- Both together ----
 
-struct World {
-    tree: MemoryStore,
-    overflow: MemoryStore,
+/// The two stores of a volume, to be opened by mount after mount.
+struct Backing<S> {
+    tree: Box<dyn Fn() -> S>,
+    overflow: Box<dyn Fn() -> S>,
+}
+
+impl Backing<MemoryStore> {
+    fn memory() -> Self {
+        fn reopen(store: MemoryStore) -> Box<dyn Fn() -> MemoryStore> {
+            Box::new(move || store.rooted_at(store.root()))
+        }
+        Self { tree: reopen(MemoryStore::new()), overflow: reopen(MemoryStore::new()) }
+    }
+}
+
+impl Backing<DiskStore> {
+    fn disk(dir: &Path) -> Self {
+        fn reopen(path: PathBuf) -> Box<dyn Fn() -> DiskStore> {
+            std::fs::create_dir(&path).expect("a directory is made");
+            std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("its mode is set");
+            Box::new(move || DiskStore::open(&path).expect("the store opens"))
+        }
+        Self { tree: reopen(dir.join("tree")), overflow: reopen(dir.join("overflow")) }
+    }
+}
+
+struct World<S: Store> {
+    backing: Backing<S>,
     plain_names: bool,
-    fs: Fs<MemoryStore>,
+    /// How many of `XATTRS` the backing store takes.
+    xattrs: usize,
+    fs: Fs<S>,
     model: Model,
     names: Vec<Vec<u8>>,
     /// Lookups that the kernel would have to give back.
@@ -397,15 +433,20 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect()
 }
 
-impl World {
-    fn new(plain_names: bool) -> Self {
-        let (tree, overflow) = (MemoryStore::new(), MemoryStore::new());
+impl<S: Store> World<S> {
+    fn new(backing: Backing<S>, plain_names: bool) -> Self {
+        let tree = (backing.tree)();
         Fs::format(&tree, &volume_keys()).expect("the tree is made");
-        let fs = mount(&tree, &overflow, plain_names);
+        let takes = |name: &&&str| tree.set_xattr(Place::Pinned(tree.root()), name.as_bytes(), b"", 0).is_ok();
+        let xattrs = XATTRS.iter().take_while(takes).count();
+        for name in &XATTRS[..xattrs] {
+            tree.remove_xattr(Place::Pinned(tree.root()), name.as_bytes()).expect("the probe goes away");
+        }
+        let fs = mount(tree, (backing.overflow)(), plain_names);
         Self {
-            tree,
-            overflow,
+            backing,
             plain_names,
+            xattrs,
             fs,
             model: Model::new(),
             names: names(),
@@ -475,7 +516,7 @@ impl World {
                 let (id, ino) = self.dir(*dir);
                 let name = self.names[*name].clone();
                 let expected = self.model.add(id, &name, Body::File(Vec::new()), 0o644);
-                let got = self.fs.create(&CALLER, ino, &name, 0o644);
+                let got = self.fs.create(&caller(), ino, &name, 0o644);
                 let made = got.as_ref().ok().map(|a| a.ino);
                 self.attach(op, got, expected);
                 if let (Some(ino), Ok(id)) = (made, expected) {
@@ -490,21 +531,21 @@ impl World {
                 let (id, ino) = self.dir(*dir);
                 let name = self.names[*name].clone();
                 let expected = self.model.add(id, &name, Body::Directory(BTreeMap::new()), 0o755);
-                let got = self.fs.mkdir(&CALLER, ino, &name, 0o777);
+                let got = self.fs.mkdir(&caller(), ino, &name, 0o777);
                 self.attach(op, got, expected);
             }
             Op::Symlink { dir, name, len } => {
                 let (id, ino) = self.dir(*dir);
                 let (name, target) = (self.names[*name].clone(), vec![b't'; *len]);
                 let expected = self.model.add(id, &name, Body::Symlink(target.clone()), 0o777);
-                let got = self.fs.symlink(&CALLER, ino, &name, &target);
+                let got = self.fs.symlink(&caller(), ino, &name, &target);
                 self.attach(op, got, expected);
             }
             Op::Fifo { dir, name } => {
                 let (id, ino) = self.dir(*dir);
                 let name = self.names[*name].clone();
                 let expected = self.model.add(id, &name, Body::Fifo, 0o600);
-                let got = self.fs.mknod(&CALLER, ino, &name, Kind::Fifo, 0o600, 0);
+                let got = self.fs.mknod(&caller(), ino, &name, Kind::Fifo, 0o600, 0);
                 self.attach(op, got, expected);
             }
             Op::Link { object, dir, name } => {
@@ -594,13 +635,13 @@ impl World {
                 self.model.objects[id].mode = *mode;
             }
             Op::SetXattr { object, name, len, seed } => {
-                let Some((id, ino)) = self.xattr_object(*object) else { return };
+                let Some((id, ino)) = self.xattr_object(*object, *name) else { return };
                 let (name, value) = (XATTRS[*name].as_bytes(), pattern(*len, *seed));
-                self.fs.setxattr(&CALLER, ino, name, &value, 0).expect("the attribute is set");
+                self.fs.setxattr(&caller(), ino, name, &value, 0).expect("the attribute is set");
                 self.model.objects[id].xattrs.insert(name.to_vec(), value);
             }
             Op::RemoveXattr { object, name } => {
-                let Some((id, ino)) = self.xattr_object(*object) else { return };
+                let Some((id, ino)) = self.xattr_object(*object, *name) else { return };
                 let name = XATTRS[*name].as_bytes();
                 let expected = self.model.objects[id].xattrs.remove(name).map(drop).ok_or(libc::ENODATA);
                 self.agree(op, &self.fs.removexattr(ino, name), expected);
@@ -619,7 +660,10 @@ impl World {
     }
 
     /// Files and directories: what `user.` attributes are for.
-    fn xattr_object(&mut self, which: usize) -> Option<(Id, Ino)> {
+    fn xattr_object(&mut self, which: usize, name: usize) -> Option<(Id, Ino)> {
+        if name >= self.xattrs {
+            return None;
+        }
         self.object(which, |b| matches!(b, Body::File(_) | Body::Directory(_)))
     }
 
@@ -681,7 +725,7 @@ impl World {
         self.open.clear();
         self.lookups.clear();
         self.inos = HashMap::from([(0, ROOT)]);
-        self.fs = mount(&self.tree, &self.overflow, self.plain_names);
+        self.fs = mount((self.backing.tree)(), (self.backing.overflow)(), self.plain_names);
     }
 
     fn compare(&mut self) {
@@ -785,19 +829,8 @@ impl World {
 
     /// Nothing of ours stays behind: per directory its id, per entry its companion at most; per long symlink one object.
     fn check_leftovers(&self) {
-        let root = self.tree.pin(self.tree.root(), envelopefs::format::names::DIR_ID_NAME).map(drop);
-        root.expect("the root has its id");
-        let mut raw = 0;
-        let mut walk = vec![self.tree.rooted_at(self.tree.root())];
-        while let Some(store) = walk.pop() {
-            for entry in store.list(store.root()).expect("a directory lists") {
-                raw += 1;
-                if entry.kind == Kind::Directory {
-                    let handle = store.pin(store.root(), &entry.name).expect("a directory is pinned");
-                    walk.push(store.rooted_at(&handle));
-                }
-            }
-        }
+        let (tree, overflow) = ((self.backing.tree)(), (self.backing.overflow)());
+        let raw = count_raw(&tree, tree.root());
         // A ciphertext has 16 bytes more, base64url makes 4 characters of 3 bytes.
         let is_long = |name: &[u8]| !self.plain_names && (name.len() + 16) * 4 > 255 * 3;
         let directories = self.model.directories();
@@ -812,9 +845,19 @@ impl World {
             }
         }
         assert_eq!(raw, expected, "entries in the backing tree");
-        let objects = self.overflow.list(self.overflow.root()).expect("the overflow directory lists").len();
+        let objects = overflow.list(overflow.root()).expect("the overflow directory lists").len();
         assert_eq!(objects, long_targets.len(), "overflow objects");
     }
+}
+
+/// All entries below `dir`.
+fn count_raw<S: Store>(store: &S, dir: &S::Handle) -> usize {
+    let entries = store.list(dir).expect("a directory lists");
+    let inside = entries.iter().filter(|e| e.kind == Kind::Directory).map(|entry| {
+        let handle = store.pin(dir, &entry.name).expect("a directory is pinned");
+        count_raw(store, &handle)
+    });
+    entries.len() + inside.sum::<usize>()
 }
 
 fn put(content: &mut Vec<u8>, offset: usize, data: &[u8]) {
@@ -827,8 +870,8 @@ fn put(content: &mut Vec<u8>, offset: usize, data: &[u8]) {
     content[offset..offset + data.len()].copy_from_slice(data);
 }
 
-fn run(plain_names: bool, ops: &[Op]) {
-    let mut world = World::new(plain_names);
+fn run<S: Store>(backing: Backing<S>, plain_names: bool, ops: &[Op]) {
+    let mut world = World::new(backing, plain_names);
     for op in ops {
         world.apply(op);
     }
@@ -838,20 +881,31 @@ fn run(plain_names: bool, ops: &[Op]) {
     world.check_leftovers();
 }
 
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(300))]
 
     #[test]
-    fn behaves_like_the_reference(ops in prop::collection::vec(ops(), 1..80)) {
-        run(false, &ops);
+    fn behaves_like_the_reference(ops in prop::collection::vec(ops(), 1..120)) {
+        run(Backing::memory(), false, &ops);
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(60))]
 
     #[test]
-    fn behaves_like_the_reference_with_plain_names(ops in prop::collection::vec(ops(), 1..80)) {
-        run(true, &ops);
+    fn behaves_like_the_reference_with_plain_names(ops in prop::collection::vec(ops(), 1..120)) {
+        run(Backing::memory(), true, &ops);
+    }
+
+    // A real file system uses inode numbers again.
+    #[test]
+    fn behaves_like_the_reference_on_disk(ops in prop::collection::vec(ops(), 1..120)) {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        run(Backing::disk(dir.path()), false, &ops);
     }
 }
