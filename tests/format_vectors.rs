@@ -337,3 +337,26 @@ fn volume_files() {
         assert_eq!(parsed.verify(&keys), Ok(config));
     }
 }
+
+/// Each label that the code uses stands in the specification.
+#[test]
+fn labels_are_documented() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let document = std::fs::read_to_string(format!("{root}/doc/FORMAT.md")).unwrap();
+    let mut seen = 0;
+    for dir in ["src/crypto", "src/format", "src/keys"] {
+        for entry in std::fs::read_dir(format!("{root}/{dir}")).unwrap() {
+            let path = entry.unwrap().path();
+            if !path.is_file() {
+                continue;
+            }
+            let code = std::fs::read_to_string(&path).unwrap();
+            for piece in code.split("b\"envelopefs ").skip(1) {
+                let label = format!("envelopefs {}", piece.split('"').next().unwrap());
+                assert!(document.contains(&label), "{label} of {} is not in FORMAT.md", path.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 20, "{seen}");
+}

@@ -185,12 +185,12 @@ impl<S: Store> Fs<S> {
             self.clear(victim, LEFTOVER_DEPTH)?;
             let id = match self.store.readlink(id_place) {
                 Ok(target) => Some((target, self.store.stat(id_place)?)),
-                Err(e) if is(&e, libc::ENOENT) => None,
+                // Not a link, and so no id.
+                Err(e) if is(&e, libc::EINVAL) => None,
+                Err(e) if is(&e, libc::ENOENT) => return Ok(None),
                 Err(e) => return Err(e),
             };
-            if id.is_some() {
-                self.store.unlink(victim, DIR_ID_NAME)?;
-            }
+            self.store.unlink(victim, DIR_ID_NAME)?;
             Ok(id)
         })?;
         let removed = self.store.rmdir(&dir.handle, temp);

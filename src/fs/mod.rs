@@ -176,3 +176,6 @@ impl Caller {
         Creator { uid: self.uid, gid: self.gid, umask: self.umask }
     }
 }
+
+#[cfg(test)]
+mod tests;

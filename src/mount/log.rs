@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
@@ -19,6 +20,13 @@ enum Sink {
 
 struct Logger {
     sink: Mutex<Sink>,
+}
+
+/// Errors with a code that have been logged: what `export` counts as damage, since hidden entries show nowhere else.
+static DAMAGE_REPORTS: AtomicU64 = AtomicU64::new(0);
+
+pub fn damage_reports() -> u64 {
+    DAMAGE_REPORTS.load(Ordering::Relaxed)
 }
 
 static LOGGER: Logger = Logger { sink: Mutex::new(Sink::Stderr) };
@@ -79,14 +87,18 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
+        let text = record.args().to_string();
+        if record.level() == Level::Error && text.starts_with("code=") {
+            DAMAGE_REPORTS.fetch_add(1, Ordering::Relaxed);
+        }
         match &mut *self.sink.lock() {
             Sink::Stderr => {
                 let level = record.level().as_str().to_ascii_lowercase();
                 // Nobody to tell where standard error is closed.
-                let _ = writeln!(std::io::stderr(), "envelopefs: {level}: {}", record.args());
+                let _ = writeln!(std::io::stderr(), "envelopefs: {level}: {text}");
             }
             Sink::Syslog { socket, about } => {
-                let line = syslog_line(record.level(), std::process::id(), about, &record.args().to_string());
+                let line = syslog_line(record.level(), std::process::id(), about, &text);
                 let sent = socket.as_ref().is_some_and(|s| s.send(line.as_bytes()).is_ok());
                 if !sent {
                     // The logger may have been restarted.

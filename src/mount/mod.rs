@@ -4,6 +4,7 @@
 pub mod cipher_dir;
 pub mod kernel;
 pub mod log;
+pub mod new_volume;
 pub mod serve;
 pub mod trust;
 
