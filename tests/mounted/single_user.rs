@@ -21,6 +21,8 @@ struct Home {
 
 impl Home {
     fn new() -> Self {
+        let device = ALICE.run(|| OpenOptions::new().read(true).write(true).open("/dev/fuse").map(drop));
+        device.expect("/dev/fuse must be open to every user, as udev makes it: chmod 0666 /dev/fuse");
         let volume = Volume::unmade(None);
         let binary = volume.scratch().join("envelopefs");
         fs::copy(env!("CARGO_BIN_EXE_envelopefs"), &binary).unwrap();
