@@ -654,8 +654,8 @@ fn both_ends_of_a_run_on_one_stripe_are_merged_from_their_own_blocks() {
     let bench = Bench::committed(&content);
     let file = bench.open();
     // Block 10 is now cached on the stripe that block 2 uses too.
-    file.write(10 * P + 5, b"cached").unwrap();
-    content[10 * PLAIN + 5..10 * PLAIN + 11].copy_from_slice(b"cached");
+    file.write(10 * P + 2000, b"cached").unwrap();
+    content[10 * PLAIN + 2000..10 * PLAIN + 2006].copy_from_slice(b"cached");
     let run = pattern(8 * PLAIN, 2);
     file.write(2 * P + 100, &run).unwrap();
     content[2 * PLAIN + 100..10 * PLAIN + 100].copy_from_slice(&run);
