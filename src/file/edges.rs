@@ -62,6 +62,16 @@ impl EdgeGuard<'_> {
         }
     }
 
+    /// Forgets what is cached of `first..=last` but the blocks of `kept`.
+    pub fn forget_whole(&mut self, first: u64, last: u64, kept: impl Iterator<Item = u64> + Clone) {
+        for slot in self.held.iter_mut().flatten() {
+            let stale = |c: &Cached| (first..=last).contains(&c.block) && !kept.clone().any(|k| k == c.block);
+            if slot.as_ref().is_some_and(stale) {
+                **slot = None;
+            }
+        }
+    }
+
     /// Forgets what is cached of `first..=last`.
     pub fn forget(&mut self, first: u64, last: u64) {
         for slot in self.held.iter_mut().flatten() {

@@ -47,7 +47,8 @@ impl<F: BackingFile> EncryptedFile<F> {
         let open = st.keys()?;
         let (first, skip) = locate(offset);
         let count = (skip + buf.len()).div_ceil(PLAIN);
-        with_pages(count, |pages| {
+        with_pages(count + 1, |buffer| {
+            let (pages, scratch) = buffer.split_at_mut(count);
             let bytes = pages.as_flattened_mut();
             let n = st.backing.read_at(bytes, self.context.geometry.block_offset(first))?;
             bytes[n..].fill(0);
@@ -75,8 +76,8 @@ impl<F: BackingFile> EncryptedFile<F> {
                         None => open_page(open, index, page, whole)?,
                     },
                     Err(_) => {
-                        let mut plain = [0; PLAIN];
-                        open_page(open, index, page, &mut plain)?;
+                        let Some(plain) = scratch[0].first_chunk_mut::<PLAIN>() else { continue };
+                        open_page(open, index, page, plain)?;
                         out.copy_from_slice(&plain[from..from + out.len()]);
                     }
                 }

@@ -199,6 +199,9 @@ impl<F: BackingFile> EncryptedFile<F> {
         let mut found = Vec::with_capacity(2);
         for (slot, bytes) in (0u8..).zip(bytes.chunks_exact(slot_len)) {
             match Unverified::parse(bytes, geometry) {
+                Ok(u) if u.claims().volume_id != self.context.keyring.volume_id() => {
+                    failure = Some(FileError::Header(HeaderError::Origin));
+                }
                 Ok(unverified) => found.push((slot, unverified)),
                 Err(HeaderError::Empty) => empty += 1,
                 Err(e) => failure = Some(FileError::Header(e)),

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::crypto::{secret::Secret32, wrap};
 use crate::format::geometry::{blocks_for, locate};
+use crate::format::header::HeaderError;
 use crate::format::volume::KeyMode;
 use crate::keys::keyring::KeyPolicy;
 use crate::keys::{CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyRef};
@@ -624,5 +625,24 @@ fn a_failed_operation_leaves_old_or_new_content_and_a_usable_file() {
                 assert!(nth < 40, "{context}: never succeeds");
             }
         }
+    }
+}
+
+#[test]
+fn tamper_16_a_file_of_another_volume_under_the_same_cmk_is_refused() {
+    let bench = Bench::committed(b"ours");
+    for (volume, origin) in [([4; 16], [6; 32]), ([5; 16], [7; 32])] {
+        // First another volume id, then the same id forged without the volume's origin key.
+        let cmk = TestCmk(KeyRef { provider: "test".into(), key: "one".into() }, Secret32::from_bytes([9; 32]));
+        let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
+        let keyring = Keyring::new(volume, vec![Arc::new(cmk)], policy, Some(Secret32::from_bytes(origin)), None);
+        let geometry = bench.context.geometry;
+        let foreign = Bench { store: MemoryStore::new(), context: Arc::new(FileContext { keyring, geometry }) };
+        let by = Creator { uid: 0, gid: 0, umask: 0 };
+        foreign.store.create_file(foreign.store.root(), b"f", 0o600, by).unwrap();
+        foreign.open().write(0, b"forged").unwrap();
+        let planted = Bench { store: foreign.store, context: bench.context.clone() };
+        let refused = planted.open().authenticate().unwrap_err();
+        assert!(matches!(refused, FileError::Header(HeaderError::Origin)), "{refused}");
     }
 }

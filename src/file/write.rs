@@ -6,7 +6,7 @@ use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 
 use super::edges::EdgeGuard;
 use super::pages::{MAX_RUN, with_pages};
-use super::state::{Phase, State, open_page};
+use super::state::{OpenHeader, Phase, State, open_page};
 use super::{EncryptedFile, FileError};
 use crate::crypto::random;
 use crate::format::block;
@@ -20,6 +20,52 @@ struct Part {
     index: u64,
     from: usize,
     to: usize,
+}
+
+impl Part {
+    fn is_whole(&self) -> bool {
+        self.from == 0 && self.to == PLAIN
+    }
+
+    /// Bytes of the block that a file of `size` bytes has.
+    fn old_len(&self, size: u64) -> usize {
+        size.saturating_sub(self.index * P).min(P) as usize
+    }
+
+    /// Whether bytes that stand in the block already have to survive.
+    fn needs_old(&self, size: u64) -> bool {
+        let old = self.old_len(size);
+        !self.is_whole() && old > 0 && (self.from > 0 || old > self.to)
+    }
+}
+
+/// Builds the new content of a block that the run writes in part; returns its `valid_len`.
+/// `old_page` holds the block's old page unless it is cached or not needed.
+#[allow(clippy::too_many_arguments)]
+fn merge_edge(
+    open: &OpenHeader,
+    edges: &EdgeGuard<'_>,
+    p: &Part,
+    offset: u64,
+    data: &[u8],
+    size: u64,
+    old_page: &[u8; PAGE],
+    body: &mut [u8; PLAIN],
+) -> Result<u16, FileError> {
+    let old = p.old_len(size);
+    if p.needs_old(size) {
+        match edges.get(p.index) {
+            Some(cached) => *body = *cached,
+            None => open_page(open, p.index, old_page, body)?,
+        }
+        body[old..].fill(0);
+    } else {
+        body[..p.from].fill(0);
+        body[p.to..].fill(0);
+    }
+    let start = (p.index * P + p.from as u64 - offset) as usize;
+    body[p.from..p.to].copy_from_slice(&data[start..start + p.to - p.from]);
+    Ok(old.max(p.to) as u16)
 }
 
 impl<F: BackingFile> EncryptedFile<F> {
@@ -117,11 +163,12 @@ impl<F: BackingFile> EncryptedFile<F> {
         let (salt, key) = self.writer_key(open, count as u64);
         let mut nonces = [[0u8; 12]; MAX_RUN];
         random::fill(nonces[..count].as_flattened_mut());
-        with_pages(count, |pages| {
+        with_pages(count + 2, |buffer| {
+            let (pages, old_pages) = buffer.split_at_mut(count);
             // Blocks that the run covers whole need nobody's leave until they are written.
             for (i, page) in pages.iter_mut().enumerate() {
                 let p = part(first + i as u64);
-                if p.from == 0 && p.to == PLAIN {
+                if p.is_whole() {
                     let start = (p.index * P - offset) as usize;
                     page[BLOCK_HEADER..].copy_from_slice(&data[start..start + PLAIN]);
                     block::seal(&key, salt, &nonces[i], p.index, PLAIN as u16, page);
@@ -129,25 +176,21 @@ impl<F: BackingFile> EncryptedFile<F> {
             }
             let mut edges = self.edges.lock(first, last);
             let size = self.size();
-            let mut kept = None;
-            let ends = [0, count - 1];
-            for &i in &ends[..count.min(2)] {
-                let p = part(first + i as u64);
-                if p.from == 0 && p.to == PLAIN {
-                    continue;
-                }
-                let mut plain = [0u8; PLAIN];
-                let valid = self.merge_edge(st, &edges, &p, offset, data, size, &mut plain)?;
-                let page = &mut pages[i];
-                page[BLOCK_HEADER..].copy_from_slice(&plain);
-                block::seal(&key, salt, &nonces[i], p.index, valid, page);
-                kept = Some((p.index, plain));
+            let ends = [part(first), part(last)];
+            let ends = &ends[if count == 1 { 1 } else { 0 }..];
+            self.read_old_edges(st, &edges, ends, size, old_pages)?;
+            for (p, old_page) in ends.iter().zip(old_pages.iter()).filter(|(p, _)| !p.is_whole()) {
+                let i = (p.index - first) as usize;
+                let Some(body) = pages[i].last_chunk_mut::<PLAIN>() else { continue };
+                let valid = merge_edge(open, &edges, p, offset, data, size, old_page, body)?;
+                edges.put(p.index, body);
+                block::seal(&key, salt, &nonces[i], p.index, valid, &mut pages[i]);
             }
-            edges.forget(first, last);
-            st.backing.write_at(pages.as_flattened(), self.context.geometry.block_offset(first))?;
-            if let Some((index, plain)) = &kept {
-                edges.put(*index, plain);
+            if let Err(e) = st.backing.write_at(pages.as_flattened(), self.context.geometry.block_offset(first)) {
+                edges.forget(first, last);
+                return Err(e.into());
             }
+            edges.forget_whole(first, last, ends.iter().filter(|p| !p.is_whole()).map(|p| p.index));
             self.size.fetch_max(end, Ordering::AcqRel);
             if blocks_for(self.size()) == last + 1 {
                 self.last_says_size.store(true, Ordering::Release);
@@ -160,29 +203,36 @@ impl<F: BackingFile> EncryptedFile<F> {
         })
     }
 
-    /// The new content of a block that the run writes in part, and its `valid_len`.
-    #[allow(clippy::too_many_arguments)]
-    fn merge_edge(
+    /// Fetches the old pages of the edges that have to be merged, with one read where both lie together.
+    fn read_old_edges(
         &self,
         st: &State<F>,
         edges: &EdgeGuard<'_>,
-        p: &Part,
-        offset: u64,
-        data: &[u8],
+        ends: &[Part],
         size: u64,
-        plain: &mut [u8; PLAIN],
-    ) -> Result<u16, FileError> {
-        let old = size.saturating_sub(p.index * P).min(P) as usize;
-        if old > 0 && (p.from > 0 || old > p.to) {
-            match edges.get(p.index) {
-                Some(cached) => *plain = *cached,
-                None => self.read_block(st, p.index, plain)?,
-            }
-            plain[old..].fill(0);
+        pages: &mut [[u8; PAGE]],
+    ) -> Result<(), FileError> {
+        let geometry = self.context.geometry;
+        let read = |from: u64, pages: &mut [[u8; PAGE]]| -> Result<(), FileError> {
+            let bytes = pages.as_flattened_mut();
+            let n = st.backing.read_at(bytes, geometry.block_offset(from))?;
+            bytes[n..].fill(0);
+            Ok(())
+        };
+        let wanted = |p: &Part| p.needs_old(size) && edges.get(p.index).is_none();
+        if let [a, b] = ends
+            && a.index + 1 == b.index
+            && wanted(a)
+            && wanted(b)
+        {
+            return read(a.index, &mut pages[..2]);
         }
-        let start = (p.index * P + p.from as u64 - offset) as usize;
-        plain[p.from..p.to].copy_from_slice(&data[start..start + p.to - p.from]);
-        Ok(old.max(p.to) as u16)
+        for (p, page) in ends.iter().zip(pages.chunks_mut(1)) {
+            if wanted(p) {
+                read(p.index, page)?;
+            }
+        }
+        Ok(())
     }
 
     /// After a failed write: a growing file's length is whole blocks again, and an empty one has no half-made header.

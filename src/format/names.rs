@@ -31,13 +31,16 @@ const SEALED_SHORT_MAX: usize = NAME_MAX * 6 / 8;
 /// Characters of a base64url SHA-256.
 const HASH_CHARS: usize = 43;
 
+/// A companion symlink's name and its target (the full base64url ciphertext of the long name).
+pub type Companion = (Box<[u8]>, Box<[u8]>);
+
 /// A name as it stands in the backing directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
     /// The entry's own name, ≤ 255 bytes.
     pub name: Box<[u8]>,
-    /// For a long name: the companion's name and its target (the full base64url ciphertext).
-    pub companion: Option<(Box<[u8]>, Box<[u8]>)>,
+    /// For a long name only.
+    pub companion: Option<Companion>,
 }
 
 /// What a raw backing name is.

@@ -1,6 +1,7 @@
 //! The FUSE adapter: decodes requests, calls the filesystem, replies. No logic of its own; the only importer of `fuser`.
 
 mod convert;
+pub mod session;
 mod workers;
 
 use std::cell::RefCell;
@@ -23,8 +24,7 @@ use zeroize::Zeroizing;
 use crate::file::Seek;
 use crate::fs::{Attr, Caller, Fs, FsError, OpenMode, ROOT, SetAttr};
 use crate::store::{Kind, RenameMode, Store};
-pub use workers::NotifierCell;
-use workers::Workers;
+use workers::{NotifierCell, Workers};
 
 /// Reads this attribute of the root directory: the daemon's process id, as text.
 pub const PID_XATTR: &str = "user.envelopefs.pid";
@@ -69,7 +69,7 @@ pub struct Behaviour {
     pub owner: u32,
 }
 
-pub struct Adapter<S: Store> {
+struct Adapter<S: Store> {
     fs: Arc<Fs<S>>,
     behaviour: Behaviour,
     workers: Workers,
@@ -83,7 +83,7 @@ thread_local! {
 
 impl<S: Store> Adapter<S> {
     /// The cell takes the session's notifier once there is one.
-    pub fn new(fs: Arc<Fs<S>>, behaviour: Behaviour) -> io::Result<(Self, NotifierCell)> {
+    fn new(fs: Arc<Fs<S>>, behaviour: Behaviour) -> io::Result<(Self, NotifierCell)> {
         let notifier: NotifierCell = Arc::new(OnceLock::new());
         let workers = Workers::start(&fs, &notifier, !behaviour.read_only)?;
         Ok((Self { fs, behaviour, workers }, notifier))

@@ -133,7 +133,7 @@ fn another_cmk_does_not_open_even_with_the_same_material() {
     assert_ne!(a.key_ref(), b.key_ref());
     let (_, blob) = a.generate(&context("v")).unwrap();
     bad_blob(b.unwrap(&blob, &context("v")));
-    scratch.edit("a.json", |d| d["keys"][0]["id"] = json!("renamed"));
+    scratch.edit("a.json", |d| d["keys"][0]["id"] = json!("0".repeat(36)));
     bad_blob(open(&scratch.path("a.json")).unwrap(&blob, &context("v")));
 }
 

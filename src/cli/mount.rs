@@ -1,0 +1,201 @@
+//! `envelopefs mount`: to the background (or not), through the composition root, and back with an answer.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::options::OptionWords;
+use super::{Failure, PassphraseArgs, exit, init, note, say};
+use crate::config::MountOptions;
+use crate::format::volume::KeyMode;
+use crate::keys::keyring::KeyPolicy;
+use crate::keys::passphrase::PassphraseSource;
+use crate::mount::cipher_dir::{CipherDir, DEPARTURE};
+use crate::mount::new_volume::{Plan, make};
+use crate::mount::serve::{self, Running};
+use crate::mount::trust::{self, Request};
+use crate::mount::{kernel, log};
+use crate::sys::daemon::{self, Side};
+
+/// Mount a volume; returns when the mount answers
+///
+/// As root the mount is open to all users, as owners, modes and ACLs in it decide, like any other file system
+/// (noallow_other changes that). For other users it is open to themselves alone; allow_other needs user_allow_other
+/// in /etc/fuse.conf. Messages go to syslog unless --foreground is given.
+#[derive(Args)]
+pub struct Mount {
+    /// Stay in front and log to standard error
+    #[arg(short, long)]
+    foreground: bool,
+    /// Make what is missing first: mountpoint, encrypted directory, default key, volume
+    #[arg(long)]
+    create: bool,
+    #[command(flatten)]
+    passphrase: PassphraseArgs,
+    #[command(flatten)]
+    options: OptionWords,
+    /// The encrypted directory
+    cipherdir: PathBuf,
+    /// Where its content is to appear
+    mountpoint: PathBuf,
+}
+
+/// All that a mount needs, decided before anything is forked.
+struct Job {
+    cipherdir: PathBuf,
+    mountpoint: PathBuf,
+    options: MountOptions,
+    passphrase: PassphraseSource,
+}
+
+impl Mount {
+    pub fn run(self) -> Result<(), Failure> {
+        let options = self.options.into_inner();
+        let passphrase = self.passphrase.source();
+        if self.create {
+            create_missing(&self.cipherdir, &self.mountpoint, &options, &self.passphrase)?;
+        }
+        // Relative paths mean nothing after the daemon has left this directory.
+        let cipherdir = CipherDir::open(&self.cipherdir)?.path().to_path_buf();
+        let mountpoint = check_mountpoint(&self.mountpoint)?;
+        let job = Job { cipherdir, mountpoint, options, passphrase };
+        if self.foreground {
+            return job.start()?.serve().map_err(Failure::from);
+        }
+        match daemon::daemonise()
+            .map_err(|e| Failure::new(exit::FAILURE, format!("cannot go to the background: {e}")))?
+        {
+            Side::Parent(Ok(())) => Ok(()),
+            Side::Parent(Err(failure)) => Err(Failure::new(failure.code, failure.message)),
+            Side::Child(readiness) => {
+                let running = match job.start() {
+                    Ok(running) => running,
+                    Err(failure) => {
+                        readiness.failed(failure.code, &failure.message);
+                        return Err(Failure::new(failure.code, ""));
+                    }
+                };
+                if !log::to_syslog(&job.mountpoint.display().to_string()) {
+                    note("nobody listens at /dev/log: messages of this mount are lost (--foreground shows them)");
+                }
+                if let Err(e) = readiness.ready() {
+                    let _ = kernel::unmount(&job.mountpoint, true);
+                    return Err(Failure::new(exit::FAILURE, format!("cannot detach: {e}")));
+                }
+                // The log has it; there is nobody else to tell.
+                running.serve().map_err(|e| Failure::new(Failure::from(e).code, ""))
+            }
+        }
+    }
+}
+
+impl Job {
+    fn start(&self) -> Result<Running, Failure> {
+        let descriptors = serve::harden();
+        let dir = CipherDir::open(&self.cipherdir)?;
+        dir.lock(!self.options.read_only, DEPARTURE)?;
+        for remark in dir.remarks() {
+            ::log::warn!("{remark}");
+        }
+        let volume = dir.require_volume()?;
+        let (from, to) = (shell_word(&self.cipherdir), shell_word(&self.mountpoint));
+        let unlocked = trust::unlock(
+            &dir,
+            volume,
+            &Request {
+                cmks: &self.options.cmks,
+                trust_first_use: self.options.trust_first_use,
+                passphrase: &self.passphrase,
+                every_cmk: !self.options.read_only,
+                record: true,
+                command: ("envelopefs mount", &format!("{from} {to}")),
+            },
+        )?;
+        Ok(serve::start(dir, unlocked, &self.options, &self.mountpoint, descriptors)?)
+    }
+}
+
+/// A path as a shell takes it.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+:@%".contains(&b)) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// An existing directory, as an absolute path without links.
+fn check_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
+    let wrong = |why: String| Failure::new(exit::MOUNTPOINT, format!("mountpoint {}: {why}", path.display()));
+    let canonical = path.canonicalize().map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOTCONN) => wrong(format!(
+            "a mount is there whose process died; remove it with: envelopefs umount {}",
+            shell_word(path)
+        )),
+        _ => wrong(e.to_string()),
+    })?;
+    match fs::metadata(&canonical) {
+        Ok(meta) if meta.is_dir() => Ok(canonical),
+        Ok(_) => Err(wrong("not a directory".into())),
+        Err(e) => Err(wrong(e.to_string())),
+    }
+}
+
+/// The one-command start. Everything that exists is left as it is.
+fn create_missing(
+    cipherdir: &Path,
+    mountpoint: &Path,
+    options: &MountOptions,
+    passphrase: &PassphraseArgs,
+) -> Result<(), Failure> {
+    match fs::create_dir(mountpoint) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists && e.raw_os_error() != Some(libc::ENOTCONN) => {
+            return Err(Failure::new(exit::MOUNTPOINT, format!("mountpoint {}: {e}", mountpoint.display())));
+        }
+        _ => {}
+    }
+    if CipherDir::open(cipherdir).is_ok_and(|dir| dir.has_volume_file()) {
+        return Ok(());
+    }
+    let made = make(
+        cipherdir,
+        &Plan {
+            cmks: &options.cmks,
+            plaintext_names: false,
+            header_pages: 1,
+            policy: KeyPolicy {
+                mode: KeyMode::Branch,
+                branch_max_age: init::BRANCH_MAX_AGE.as_secs(),
+                branch_max_files: init::BRANCH_MAX_FILES,
+            },
+            passphrase: &passphrase.source(),
+            seal_new_keyfile: passphrase.given().is_some(),
+        },
+    )?;
+    init::report(&made);
+    say(format_args!("Mounting it at {}.", mountpoint.display()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_for_the_shell() {
+        assert_eq!(shell_word(Path::new("/srv/a-b_c.d")), "/srv/a-b_c.d");
+        assert_eq!(shell_word(Path::new("/srv/it's here")), r"'/srv/it'\''s here'");
+    }
+
+    #[test]
+    fn a_mountpoint_is_an_existing_directory() {
+        let top = tempfile::tempdir().unwrap();
+        assert_eq!(check_mountpoint(top.path()).unwrap(), top.path().canonicalize().unwrap());
+        let file = top.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(check_mountpoint(&file).unwrap_err().code, exit::MOUNTPOINT);
+        assert_eq!(check_mountpoint(&top.path().join("none")).unwrap_err().code, exit::MOUNTPOINT);
+    }
+}

@@ -1,0 +1,40 @@
+//! The session: handshake and event loops on a kernel connection. Knows no mountpoint.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use fuser::{Config, Session, SessionACL};
+
+use super::{Adapter, Behaviour};
+use crate::fs::Fs;
+use crate::store::Store;
+
+/// How requests are taken from the kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Loops {
+    pub count: usize,
+    /// Each loop has a queue of its own in the kernel; needs the right to open the device.
+    pub own_queues: bool,
+}
+
+/// Answers the handshake on a fresh connection, then serves it from threads of its own.
+/// The thread that is returned ends when the connection does.
+pub fn serve<S: Store>(
+    fs: Arc<Fs<S>>,
+    behaviour: Behaviour,
+    device: OwnedFd,
+    loops: Loops,
+) -> io::Result<JoinHandle<io::Result<()>>> {
+    let (adapter, notifier) = Adapter::new(fs, behaviour)?;
+    let mut config = Config::default();
+    config.n_threads = Some(loops.count);
+    config.clone_fd = loops.own_queues;
+    // The kernel lets in whom the mount allows. A second check in fuser would refuse the kernel's own threads, which
+    // write back sizes and times as root.
+    let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
+    // Nobody else sets it.
+    let _ = notifier.set(session.notifier());
+    thread::Builder::new().name("session".into()).spawn(move || session.run())
+}

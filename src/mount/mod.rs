@@ -1,0 +1,100 @@
+//! The composition root of a mount: store, keys, filesystem, session, background commit.
+//! Knows every room below it, and nothing of the command line.
+
+pub mod cipher_dir;
+pub mod kernel;
+pub mod log;
+pub mod new_volume;
+pub mod serve;
+pub mod trust;
+
+use std::sync::Arc;
+
+use crate::file::FileContext;
+use crate::format::geometry::Geometry;
+use crate::format::names::NameCodec;
+use crate::format::volume::{VolumeConfig, VolumeKeys};
+use crate::fs::{Fs, FsConfig};
+use crate::keys::KeyError;
+use crate::keys::keyring::{KeyPolicy, Keyring};
+use crate::store::disk::DiskStore;
+use cipher_dir::CipherDir;
+use trust::Unlocked;
+
+/// Why a volume cannot be used. The text is for the user and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The volume is missing, malformed, or contradicts its record.
+    #[error("{0}")]
+    Volume(String),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Mountpoint or FUSE.
+    #[error("{0}")]
+    Mountpoint(String),
+    /// Another process owns the CIPHERDIR, or the mount is in use.
+    #[error("{0}")]
+    Busy(String),
+    #[error("{0}")]
+    Other(String),
+}
+
+/// How a filesystem is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Access {
+    pub read_only: bool,
+    pub noatime: bool,
+    /// Descriptors that may be held beyond open files.
+    pub descriptor_budget: usize,
+}
+
+/// The filesystem of an unlocked volume, with the keys to rewrite its volume file.
+pub fn open_fs(dir: &CipherDir, unlocked: Unlocked, access: Access) -> Result<OpenVolume, MountError> {
+    let Unlocked { config, keys, cmks } = unlocked;
+    let keyring = Keyring::new(
+        config.volume_id,
+        cmks,
+        KeyPolicy {
+            mode: config.key_mode,
+            branch_max_age: config.branch_max_age,
+            branch_max_files: config.branch_max_files,
+        },
+        Some(keys.origin.duplicate()),
+        config.branch.clone(),
+    );
+    let names = if config.plaintext_names { NameCodec::Plain } else { NameCodec::encrypted(&keys.names) };
+    let rewrite_keys = duplicate(&keys);
+    let files = Arc::new(FileContext { keyring, geometry: Geometry { header_pages: config.header_pages } });
+    let fs_config = FsConfig {
+        files: files.clone(),
+        names,
+        keys,
+        read_only: access.read_only,
+        noatime: access.noatime,
+        descriptor_budget: access.descriptor_budget,
+    };
+    let tree = dir.tree()?.noatime(access.noatime);
+    let fs = Fs::new(tree, dir.overflow()?, fs_config)
+        .map_err(|e| MountError::Volume(format!("{}: the tree cannot be used: {e}", dir.path().display())))?;
+    Ok(OpenVolume { fs: Arc::new(fs), files, config, keys: rewrite_keys })
+}
+
+pub struct OpenVolume {
+    pub fs: Arc<Fs<DiskStore>>,
+    pub files: Arc<FileContext>,
+    pub config: VolumeConfig,
+    /// A second copy, for rewriting the volume file.
+    pub keys: VolumeKeys,
+}
+
+fn duplicate(keys: &VolumeKeys) -> VolumeKeys {
+    VolumeKeys {
+        names: keys.names.duplicate(),
+        dir_id: keys.dir_id.duplicate(),
+        targets: keys.targets.duplicate(),
+        xattrs: keys.xattrs.duplicate(),
+        origin: keys.origin.duplicate(),
+        config: keys.config.duplicate(),
+        commitment: keys.commitment,
+    }
+}

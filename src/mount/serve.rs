@@ -1,0 +1,369 @@
+//! A mount from its first request to its last commit: session, readiness, background commit, signals.
+//! Knows the kernel's side and the filesystem; nothing of keys but their branch record on disk.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use rustix::fs::{Mode, OFlags};
+
+use super::cipher_dir::CipherDir;
+use super::kernel::{self, KernelMount};
+use super::trust::Unlocked;
+use super::{Access, MountError, OpenVolume, open_fs};
+use crate::config::MountOptions;
+use crate::format::volume::{BranchRecord, VolumeConfig, VolumeKeys};
+use crate::fs::Fs;
+use crate::fuse::session::{self, Loops};
+use crate::fuse::{Behaviour, FOREVER};
+use crate::store::disk::DiskStore;
+use crate::sys::limits;
+
+/// How long the first answer through the mount may take.
+const READINESS: Duration = Duration::from_secs(30);
+/// How long a terminated daemon waits for open files to be closed before it goes all the same.
+const GRACE: Duration = Duration::from_secs(10);
+/// Least pause after a failed commit.
+const COMMIT_RETRY: Duration = Duration::from_secs(1);
+/// Read-ahead in KiB that the mount's own device gets: large sequential reads arrive in requests of this size.
+const READ_AHEAD_KIB: &str = "1024";
+
+/// Before any key is in memory: no core dumps, no tracing, all the descriptors we may have. Returns their number.
+pub fn harden() -> u64 {
+    if let Err(e) = limits::forbid_dumps() {
+        log::warn!("core dumps cannot be forbidden: {e}");
+    }
+    limits::raise_descriptor_limit().unwrap_or_else(|e| {
+        log::warn!("the limit of open files cannot be raised: {e}");
+        1024
+    })
+}
+
+/// A mount that answers.
+pub struct Running {
+    fs: Arc<Fs<DiskStore>>,
+    session: JoinHandle<io::Result<()>>,
+    committer: Option<Committer>,
+    mountpoint: PathBuf,
+    /// Keeps fusermount3 waiting, with `auto_unmount`.
+    _keeper: Option<std::os::fd::OwnedFd>,
+    /// Holds the lock.
+    _dir: Arc<CipherDir>,
+}
+
+/// Mounts an unlocked volume, whose CIPHERDIR is locked, at `mountpoint` (canonical). Returns when the mount answers.
+/// Blocks the signals that end it in the calling thread and all that it starts.
+pub fn start(
+    dir: CipherDir,
+    unlocked: Unlocked,
+    options: &MountOptions,
+    mountpoint: &Path,
+    descriptors: u64,
+) -> Result<Running, MountError> {
+    refuse_overlap(dir.path(), mountpoint)?;
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    signals.thread_block().map_err(|e| MountError::Other(format!("cannot block signals: {e}")))?;
+    if !options.read_only {
+        // What an earlier owner wrote and did not sync, is durable before anything builds on it.
+        rustix::fs::syncfs(&dir).map_err(|e| {
+            MountError::Volume(format!("{}: cannot sync the backing file system: {e}", dir.path().display()))
+        })?;
+    }
+    let budget = usize::try_from(descriptors / 4).unwrap_or(usize::MAX).clamp(64, 65536);
+    let access = Access {
+        read_only: options.read_only,
+        noatime: options.noatime || options.read_only,
+        descriptor_budget: budget,
+    };
+    let OpenVolume { fs, files, config, keys } = open_fs(&dir, unlocked, access)?;
+    let dir = Arc::new(dir);
+    if !options.read_only {
+        let hook = persist_branches(dir.clone(), config, keys).map_err(|e| MountError::Other(e.to_string()))?;
+        files.keyring.on_new_branch(hook);
+    }
+
+    let behaviour = Behaviour {
+        timeout: options.metadata_timeout.unwrap_or(FOREVER),
+        read_only: options.read_only,
+        dirsync: options.dirsync,
+        owner: rustix::process::getuid().as_raw(),
+    };
+    let allow_other = options.allow_other.unwrap_or_else(|| rustix::process::geteuid().is_root());
+    let failed = |e: io::Error| MountError::Mountpoint(format!("cannot serve {}: {e}", mountpoint.display()));
+    let KernelMount { device, keeper } =
+        kernel::mount(dir.path(), mountpoint, options, allow_other).map_err(MountError::Mountpoint)?;
+    // Gone unless everything below succeeds.
+    let undo = Undo { mountpoint: Some(mountpoint) };
+
+    let loops = Loops { count: event_loops(), own_queues: kernel::can_clone_device() };
+    let session = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
+
+    let device = await_answer(mountpoint)?;
+    if rustix::process::geteuid().is_root() {
+        let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", device.0, device.1);
+        if let Err(e) = fs::write(&path, READ_AHEAD_KIB) {
+            log::info!("{path}: {e}");
+        }
+    }
+    let committer =
+        if options.read_only { None } else { Some(Committer::start(fs.clone(), options.commit).map_err(failed)?) };
+    let terminator =
+        Terminator { fs: fs.clone(), mountpoint: mountpoint.to_path_buf(), device, writes: !options.read_only };
+    thread::Builder::new().name("signals".into()).spawn(move || terminator.run(&signals)).map_err(failed)?;
+    undo.keep();
+    Ok(Running { fs, session, committer, mountpoint: mountpoint.to_path_buf(), _keeper: keeper, _dir: dir })
+}
+
+impl Running {
+    /// Serves until the mount is gone, then commits for the last time. An error means that written data may be lost.
+    pub fn serve(self) -> Result<(), MountError> {
+        log::info!("mounted");
+        let ended = self.session.join();
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => log::error!("code=session the kernel connection failed: {e}"),
+            // The panic hook has told where.
+            Err(_) => log::error!("code=session the session ended by a panic"),
+        }
+        if let Some(committer) = self.committer {
+            committer.stop();
+            last_commit(&self.fs).map_err(|e| {
+                log::error!("code=commit the last commit failed: {e}");
+                MountError::Other(format!(
+                    "{}: the last commit failed: {e}; what was written and not synced since the one before may be lost",
+                    self.mountpoint.display()
+                ))
+            })?;
+        }
+        log::info!("unmounted");
+        Ok(())
+    }
+}
+
+/// Nothing writes any more; a second round settles files that were busy in the first.
+fn last_commit(fs: &Fs<DiskStore>) -> crate::fs::Result<()> {
+    fs.commit()?;
+    if fs.needs_commit() { fs.commit() } else { Ok(()) }
+}
+
+/// Unmounts when start fails halfway.
+struct Undo<'a> {
+    mountpoint: Option<&'a Path>,
+}
+
+impl Undo<'_> {
+    fn keep(mut self) {
+        self.mountpoint = None;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some(mountpoint) = self.mountpoint
+            && let Err(e) = kernel::unmount(mountpoint, true)
+        {
+            log::warn!("cannot unmount {}: {e}", mountpoint.display());
+        }
+    }
+}
+
+/// Loops wait for the disk inside requests (fsync most of all), so there are more of them than processors.
+fn event_loops() -> usize {
+    thread::available_parallelism().map_or(4, |n| n.get() * 2).clamp(4, 16)
+}
+
+/// Neither may lie inside the other: the mount would hide or contain what it is made of.
+fn refuse_overlap(cipher: &Path, mountpoint: &Path) -> Result<(), MountError> {
+    if mountpoint.starts_with(cipher) || cipher.starts_with(mountpoint) {
+        return Err(MountError::Mountpoint(format!(
+            "the mountpoint {} and the encrypted directory {} must not contain each other",
+            mountpoint.display(),
+            cipher.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Asks through the kernel, from a thread of its own, until an answer comes; returns the mount's device number.
+fn await_answer(mountpoint: &Path) -> Result<(u32, u32), MountError> {
+    let (answer, answered) = mpsc::channel();
+    let path = mountpoint.to_path_buf();
+    let failed = |text: String| MountError::Mountpoint(format!("{} does not answer: {text}", mountpoint.display()));
+    thread::Builder::new()
+        .name("readiness".into())
+        .spawn(move || {
+            // Where nobody listens any more, the time was over.
+            let _ = answer.send(rustix::fs::stat(&path));
+        })
+        .map_err(|e| failed(e.to_string()))?;
+    let stat = match answered.recv_timeout(READINESS) {
+        Ok(Ok(stat)) => stat,
+        Ok(Err(e)) => return Err(failed(e.to_string())),
+        Err(_) => return Err(failed(format!("no answer within {} seconds", READINESS.as_secs()))),
+    };
+    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    match kernel::mount_at(mountpoint) {
+        Ok(Some(entry)) if entry.fs_type == kernel::FS_TYPE && entry.device == device => Ok(device),
+        Ok(_) => Err(failed("another mount is in its place".into())),
+        Err(e) => Err(failed(e.to_string())),
+    }
+}
+
+type BranchHook = Box<dyn Fn(&BranchRecord) + Send + Sync>;
+
+/// Writes every new branch into the volume file before files depend on it. In a thread of its own: an event loop may act
+/// with a user's identity at that moment, and the file would become his.
+fn persist_branches(dir: Arc<CipherDir>, mut config: VolumeConfig, keys: VolumeKeys) -> io::Result<BranchHook> {
+    let (queue, branches) = mpsc::channel::<(BranchRecord, mpsc::SyncSender<()>)>();
+    thread::Builder::new().name("volume-file".into()).spawn(move || {
+        while let Ok((branch, written)) = branches.recv() {
+            config.branch = Some(branch);
+            if let Err(e) = dir.write_volume(&config, &keys) {
+                // Files carry their whole chain of keys; only the next mount will start a branch of its own.
+                log::error!("code=volume-file the new branch key could not be written to the volume file: {e}");
+            }
+            let _ = written.send(());
+        }
+    })?;
+    Ok(Box::new(move |branch| {
+        let (written, done) = mpsc::sync_channel(1);
+        if queue.send((branch.clone(), written)).is_ok() {
+            let _ = done.recv();
+        }
+    }))
+}
+
+/// The thread that commits in the background.
+struct Committer {
+    fs: Arc<Fs<DiskStore>>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Committer {
+    fn start(fs: Arc<Fs<DiskStore>>, interval: Duration) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (worker_fs, worker_stop) = (fs.clone(), stop.clone());
+        let thread = thread::Builder::new().name("commit".into()).spawn(move || {
+            let stopped = || worker_stop.load(Ordering::Acquire);
+            while !stopped() {
+                worker_fs.wait_commit_wanted(interval);
+                if stopped() || !worker_fs.needs_commit() {
+                    continue;
+                }
+                // The filesystem has logged what failed, and keeps it for the next round.
+                if worker_fs.commit().is_err() && !stopped() {
+                    thread::park_timeout(COMMIT_RETRY.max(interval / 4));
+                }
+            }
+        })?;
+        Ok(Self { fs, stop, thread })
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Release);
+        self.fs.want_commit();
+        self.thread.thread().unpark();
+        // A panic has been logged by its hook.
+        let _ = self.thread.join();
+    }
+}
+
+/// Ends the mount when a signal asks for it.
+struct Terminator {
+    fs: Arc<Fs<DiskStore>>,
+    mountpoint: PathBuf,
+    device: (u32, u32),
+    writes: bool,
+}
+
+impl Terminator {
+    fn run(&self, signals: &SigSet) {
+        while let Ok(signal) = signals.wait() {
+            log::info!("{signal}: unmounting");
+            self.flush(None);
+            let start = Instant::now();
+            let mut told = false;
+            loop {
+                if !self.is_mounted() {
+                    // The session ends, and with it the process.
+                    break;
+                }
+                match kernel::unmount(&self.mountpoint, false) {
+                    Ok(()) => break,
+                    Err(e) if start.elapsed() < GRACE => {
+                        if !told {
+                            log::warn!("{e}; waiting up to {} seconds for its users", GRACE.as_secs());
+                            told = true;
+                        }
+                        thread::sleep(Duration::from_millis(200));
+                    }
+                    Err(_) => self.leave(),
+                }
+            }
+        }
+    }
+
+    fn is_mounted(&self) -> bool {
+        matches!(kernel::mount_at(&self.mountpoint), Ok(Some(entry)) if entry.device == self.device)
+    }
+
+    fn root(&self) -> Option<rustix::fd::OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&self.mountpoint, flags, Mode::empty()).ok().filter(|_| self.is_mounted())
+    }
+
+    /// Dirty pages out of the kernel, then a commit.
+    fn flush(&self, root: Option<&rustix::fd::OwnedFd>) {
+        if !self.writes {
+            return;
+        }
+        let opened;
+        let root = match root {
+            Some(root) => Some(root),
+            None => {
+                opened = self.root();
+                opened.as_ref()
+            }
+        };
+        if let Some(root) = root
+            && let Err(e) = rustix::fs::syncfs(root)
+        {
+            log::error!("code=sync flushing the mount failed: {e}");
+        }
+        if let Err(e) = self.fs.commit() {
+            log::error!("code=commit committing failed: {e}");
+        }
+    }
+
+    /// Its users do not go: nothing new may begin, what they have written is saved, and their open files die with us.
+    fn leave(&self) -> ! {
+        let root = self.root();
+        if let Err(e) = kernel::unmount(&self.mountpoint, true) {
+            log::error!("cannot unmount {}: {e}", self.mountpoint.display());
+        }
+        self.flush(root.as_ref());
+        log::error!("code=busy terminated while files were open; they answer ENOTCONN from now on");
+        std::process::exit(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountpoint_and_cipher_dir_are_apart() {
+        let refused = |a: &str, b: &str| refuse_overlap(Path::new(a), Path::new(b)).is_err();
+        assert!(refused("/a", "/a"));
+        assert!(refused("/a", "/a/b"));
+        assert!(refused("/a/b", "/a"));
+        assert!(!refused("/a", "/ab"));
+        assert!(!refused("/a/b", "/a/c"));
+    }
+}
