@@ -63,8 +63,9 @@ impl<S: Store> Fs<S> {
         let node = self.node(ino)?;
         if set.uid.is_some() || set.gid.is_some() {
             self.with_place(&node, |place| self.store.chown(place, set.uid, set.gid))?;
-            let st = self.stat_node(&node)?;
-            node.set_owner(st.uid, st.gid);
+            if let Some((uid, gid)) = node.owner() {
+                node.set_owner(set.uid.unwrap_or(uid), set.gid.unwrap_or(gid));
+            }
         }
         if let Some(mode) = set.mode {
             self.with_place(&node, |place| self.store.chmod(place, mode & 0o7777))?;
