@@ -1,0 +1,59 @@
+//! Holds the documents to the tests and the program: every promise of doc/SEMANTICS.md names a test that exists.
+
+use std::fs;
+use std::path::Path;
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+/// Every `tests/FILE.rs::NAME` or `src/FILE.rs::NAME` between backquotes.
+fn named_tests(text: &str) -> Vec<(String, String)> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    let tests = quoted.filter(|word| word.starts_with("tests/") || word.starts_with("src/"));
+    tests.filter_map(|word| word.split_once("::")).map(|(file, name)| (file.to_owned(), name.to_owned())).collect()
+}
+
+#[test]
+fn every_test_that_semantics_names_exists() {
+    let tests = named_tests(&read("doc/SEMANTICS.md"));
+    assert!(tests.len() > 50, "only {} tests are named", tests.len());
+    let mut missing = Vec::new();
+    for (file, name) in tests {
+        let text = read(&file);
+        let declared = text.find(&format!("fn {name}("));
+        // The attribute stands on the lines just above.
+        let is_test = declared.is_some_and(|at| text[..at].trim_end().ends_with("#[test]"));
+        if !is_test {
+            missing.push(format!("{file}::{name}"));
+        }
+    }
+    assert!(missing.is_empty(), "named but not there: {missing:#?}");
+}
+
+/// A promise without a test is a wish: each line of the tables names one.
+#[test]
+fn every_row_of_semantics_names_a_test() {
+    for line in read("doc/SEMANTICS.md").lines().filter(|line| line.starts_with("| ") && !line.starts_with("| Promise"))
+    {
+        let named = !named_tests(line).is_empty() || line.contains("`tests/suites/");
+        assert!(named, "no test: {line}");
+    }
+}
+
+#[test]
+fn suites_that_the_documents_name_exist() {
+    for document in ["README.md", "doc/SEMANTICS.md"] {
+        for word in read(document).split('`').skip(1).step_by(2).filter(|word| word.starts_with("tests/suites/")) {
+            read(word.split_whitespace().next().unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_readme_names_every_exit_code() {
+    let readme = read("README.md");
+    for code in 0..=7 {
+        assert!(readme.contains(&format!("| {code} |")), "exit code {code}");
+    }
+}

@@ -1,0 +1,24 @@
+//! Every test that needs a real mount, in one binary: linked once, run in parallel, one module a theme.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod content;
+mod durability;
+mod full;
+mod lifecycle;
+mod links;
+mod locks;
+mod metadata;
+mod mmap;
+mod multi_user;
+mod names;
+mod random_ops;
+mod recovery;
+mod rename;
+mod secrecy;
+mod single_user;
+mod sparse;
+mod tamper_smoke;
+mod traps;
+mod xattr_acl;

@@ -1,0 +1,182 @@
+//! A mount by a user without privileges, through fusermount3: no capability helps the daemon here.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, chown, symlink};
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::fs::{Mode, OFlags, mkdir};
+
+use super::metadata::{chmod, mode};
+use crate::common::*;
+use crate::needs;
+
+/// A volume of Alice's, made and mounted with her ids. Where root runs the tests the command is copied to a place
+/// that she can reach.
+struct Home {
+    volume: Volume,
+    binary: PathBuf,
+}
+
+impl Home {
+    fn new() -> Self {
+        let volume = Volume::unmade(None);
+        let binary = volume.scratch().join("envelopefs");
+        fs::copy(env!("CARGO_BIN_EXE_envelopefs"), &binary).unwrap();
+        chmod(&binary, 0o755);
+        for path in [volume.scratch(), &volume.config, &volume.mountpoint] {
+            chown(path, Some(ALICE.uid), Some(ALICE.gid)).unwrap();
+        }
+        let home = Self { volume, binary };
+        home.ok(&["keygen".into(), home.volume.keyfile.clone()]);
+        let cmk = PathBuf::from(home.volume.cmk());
+        home.ok(&["init".into(), "--cmk".into(), cmk, home.volume.cipher.clone()]);
+        home
+    }
+    fn command(&self, arguments: &[PathBuf]) -> Command {
+        let mut command = ALICE.command(&self.binary);
+        command.args(arguments).env("ENVELOPEFS_CONFIG_DIR", &self.volume.config).env_remove("HOME");
+        command
+    }
+    fn ok(&self, arguments: &[PathBuf]) {
+        // ETXTBSY: another test's forked child may hold the fresh copy open for a moment.
+        let output = eventually_some(std::time::Duration::from_secs(5), || {
+            let mut command = self.command(arguments);
+            command.output().ok()
+        });
+        let output = output.expect("cannot run the command");
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    fn mount(&self) -> Mount {
+        let (cipher, mountpoint) = (self.volume.cipher.clone(), self.volume.mountpoint.clone());
+        let command = self.command(&["mount".into(), "--foreground".into(), cipher, mountpoint.clone()]);
+        Mount::wait_until_up(&self.volume, &mountpoint, command)
+    }
+}
+fn unmount_by_fusermount(mount: Mount) {
+    mount.unmount_with(|path| {
+        let status = ALICE.command("fusermount3").arg("-u").arg(path).status()?;
+        if status.success() { Ok(()) } else { Err(std::io::Error::other("fusermount3 -u failed")) }
+    });
+}
+
+#[test]
+fn an_unprivileged_user_mounts_works_and_unmounts() {
+    needs!(have_mount, have_root);
+    let home = Home::new();
+    let mount = home.mount();
+    let data = pattern(1, 100_000);
+    ALICE.run(|| {
+        fs::create_dir(mount.join("d")).unwrap();
+        fs::write(mount.join("d/file"), &data).unwrap();
+        symlink("t".repeat(3000), mount.join("d/link")).unwrap();
+        fs::write(mount.join("n".repeat(255)), b"long").unwrap();
+        rustix::fs::setxattr(mount.join("d"), "user.tag", b"value", rustix::fs::XattrFlags::empty()).unwrap();
+        fs::rename(mount.join("d"), mount.join("e")).unwrap();
+    });
+    unmount_by_fusermount(mount);
+    for path in walk(&home.volume.cipher) {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (ALICE.uid, ALICE.gid), "{}", path.display());
+    }
+    let mount = home.mount();
+    ALICE.run(|| {
+        assert_file(&mount.join("e/file"), &data);
+        assert_eq!(fs::read_link(mount.join("e/link")).unwrap().as_os_str().len(), 3000);
+        assert_eq!(super::xattr_acl::get(&mount.join("e"), "user.tag").unwrap(), b"value");
+        assert_eq!(names(&mount.path).len(), 2);
+    });
+    // Nobody else sees anything, root included.
+    BOB.run(|| assert_errno(fs::read_dir(&mount.path), libc::EACCES));
+    unmount_by_fusermount(mount);
+}
+
+#[test]
+fn files_that_their_owner_may_not_open() {
+    needs!(have_mount, have_root);
+    let home = Home::new();
+    let mount = home.mount();
+    let at = |name: &str| mount.join(name);
+    ALICE.run(|| {
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::EXCL;
+        for raw in [0o400, 0o200, 0] {
+            let path = at(&format!("{raw:o}"));
+            let file = File::from(rustix::fs::open(&path, flags, Mode::from_raw_mode(raw)).unwrap());
+            file.write_all_at(b"content", 0).unwrap();
+            file.sync_all().unwrap();
+            drop(file);
+            // Attributes need no right to the content.
+            assert_eq!(fs::metadata(&path).unwrap().len(), 7);
+        }
+        assert_errno(OpenOptions::new().write(true).open(at("400")), libc::EACCES);
+        assert_file(&at("400"), b"content");
+        // Below, a block is read before it is written: the mode without read must not be in the way.
+        OpenOptions::new().append(true).open(at("200")).unwrap().write_all(b" and more").unwrap();
+        assert_errno(File::open(at("200")), libc::EACCES);
+    });
+    unmount_by_fusermount(mount);
+    let mount = home.mount();
+    let at = |name: &str| mount.join(name);
+    ALICE.run(|| {
+        assert_eq!((mode(&at("400")), mode(&at("200")), mode(&at("0"))), (0o400, 0o200, 0));
+        OpenOptions::new().write(true).open(at("200")).unwrap().write_all_at(b"X", 0).unwrap();
+        assert_eq!(fs::metadata(at("200")).unwrap().len(), 16);
+        for name in ["200", "0"] {
+            chmod(&at(name), 0o600);
+        }
+        assert_file(&at("200"), b"Xontent and more");
+        assert_file(&at("0"), b"content");
+        assert_file(&at("400"), b"content");
+        for name in ["400", "200", "0"] {
+            fs::remove_file(at(name)).unwrap();
+        }
+    });
+    unmount_by_fusermount(mount);
+}
+
+#[test]
+fn directories_that_their_owner_may_not_write() {
+    needs!(have_mount, have_root);
+    let home = Home::new();
+    let mount = home.mount();
+    let at = |name: &str| mount.join(name);
+    ALICE.run(|| {
+        for raw in [0o555, 0o000] {
+            let path = at(&format!("{raw:o}"));
+            mkdir(&path, Mode::from_raw_mode(raw)).unwrap();
+            assert_eq!(mode(&path), raw);
+            assert_errno(File::create(path.join("x")), libc::EACCES);
+        }
+        fs::create_dir_all(at("tree/sub")).unwrap();
+        fs::write(at("tree/file"), b"content").unwrap();
+        chmod(&at("tree"), 0o555);
+        assert_file(&at("tree/file"), b"content");
+        assert_errno(fs::remove_file(at("tree/file")), libc::EACCES);
+        fs::remove_dir(at("555")).unwrap();
+        // Over an empty directory that is closed altogether.
+        fs::create_dir(at("new")).unwrap();
+        fs::rename(at("new"), at("0")).unwrap();
+        assert_eq!(mode(&at("0")), 0o755);
+        fs::remove_dir(at("0")).unwrap();
+    });
+    unmount_by_fusermount(mount);
+    let mount = home.mount();
+    ALICE.run(|| {
+        assert_file(&mount.join("tree/file"), b"content");
+        assert_eq!(mode(&mount.join("tree")), 0o555);
+        assert_eq!(names(&mount.path), ["tree"]);
+    });
+    unmount_by_fusermount(mount);
+}
+
+#[test]
+fn a_cipherdir_of_another_user_is_not_opened() {
+    needs!(have_mount, have_root);
+    let home = Home::new();
+    let mut command = BOB.command(&home.binary);
+    command.arg("info").arg(&home.volume.cipher).env("ENVELOPEFS_CONFIG_DIR", &home.volume.config);
+    let output = finish(&mut command);
+    assert!(!output.status.success(), "{}", text(&output));
+    assert!(!text(&output).contains("panicked"));
+}
