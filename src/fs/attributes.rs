@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::names::Dir;
 use super::nodes::Node;
 use super::{Attr, Fs, FsError, Ino, Result, SetAttr};
-use crate::file::{clamped_size, probe_size};
+use crate::file::probe_size;
 use crate::format::geometry::{Length, PAGE, PLAIN};
 use crate::store::{Access, Kind, SetTime, Stat, StatFs, Store};
 
@@ -46,7 +46,7 @@ impl<S: Store> Fs<S> {
             }
             Err(bad) => {
                 self.reports.error("impossible-length", &self.entry_path(dir, raw), &bad.to_string());
-                clamped_size(geometry, st.size)
+                geometry.clamp(bad)
             }
         }
     }

@@ -7,12 +7,10 @@ use super::handles::is;
 use super::nodes::Node;
 use super::{Caller, Fs, FsError, Ino, Result, random16};
 use crate::crypto::random;
-use crate::format::small::{OBJECT_ID_XATTR, XattrCodec};
+use crate::format::small::{OBJECT_ID_XATTR, TRUSTED_OBJECT_ID_XATTR, XattrCodec};
 use crate::store::{Kind, Store};
 use crate::sys::process::supplementary_groups;
 
-/// The object id of what cannot carry `user.` attributes: symlinks and special files (xattr(7)).
-const TRUSTED_OBJECT_ID: &[u8] = b"trusted.envelopefs.id";
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 const S_ISGID: u32 = 0o2000;
@@ -60,7 +58,7 @@ impl<S: Store> Fs<S> {
     }
 
     fn object_codec(&self, node: &Arc<Node<S>>, create: bool) -> Result<Option<XattrCodec>> {
-        let name = if node.kind == Kind::Directory { OBJECT_ID_XATTR } else { TRUSTED_OBJECT_ID };
+        let name = if node.kind == Kind::Directory { OBJECT_ID_XATTR } else { TRUSTED_OBJECT_ID_XATTR };
         let read = || match self.stored_xattr(node, name) {
             Ok(id) => <[u8; 16]>::try_from(id).map(Some).map_err(|_| self.damaged(node, "xattr-id")),
             Err(FsError::Errno(libc::ENODATA)) => Ok(None),
