@@ -145,7 +145,7 @@ struct Exporter<'a, S: Source> {
 
 fn export<S: Source>(source: &S, dest: OwnedFd) -> Result<Outcome, Failure> {
     let unreadable = |e: FsError| Failure::new(exit::DAMAGE, format!("the root directory: {e}"));
-    let reported_before = log::damage_reports();
+    let reported_before = log::hidden_entries();
     let (node, stat) = source.root().map_err(unreadable)?;
     let items = source.list(&node).map_err(unreadable)?;
     let total = progress::visible().then(|| measure(source, &node));
@@ -163,13 +163,12 @@ fn export<S: Source>(source: &S, dest: OwnedFd) -> Result<Outcome, Failure> {
     exporter.run(root)?;
     let mut outcome = std::mem::take(&mut exporter.outcome);
     drop(exporter);
-    // Entries that do not belong where they stand are not listed, but reported.
-    let hidden = log::damage_reports() - reported_before;
-    if hidden > 0 && outcome.damaged.is_empty() {
-        outcome.damaged.push(Problem {
-            path: String::new(),
-            reason: format!("{hidden} reports above: entries that cannot be shown"),
-        });
+    let hidden = log::hidden_entries() - reported_before;
+    if hidden > 0 {
+        let reason = format!(
+            "entries that do not belong where they stand, and are left out: {hidden}; the lines above name them"
+        );
+        outcome.damaged.push(Problem { path: String::new(), reason });
     }
     Ok(outcome)
 }

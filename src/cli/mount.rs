@@ -52,6 +52,9 @@ struct Job {
 
 impl Mount {
     pub fn run(self) -> Result<(), Failure> {
+        if !self.foreground {
+            serve::close_inherited(self.passphrase.passphrase_fd);
+        }
         let options = self.options.into_inner();
         let passphrase = self.passphrase.source();
         if self.create {
@@ -129,17 +132,18 @@ pub fn shell_word(path: &Path) -> String {
 /// An existing directory, as an absolute path without links.
 fn check_mountpoint(path: &Path) -> Result<PathBuf, Failure> {
     let wrong = |why: String| Failure::new(exit::MOUNTPOINT, format!("mountpoint {}: {why}", path.display()));
-    let canonical = path.canonicalize().map_err(|e| match e.raw_os_error() {
+    let unusable = |e: io::Error| match e.raw_os_error() {
         Some(libc::ENOTCONN) => wrong(format!(
             "a mount is there whose process died; remove it with: envelopefs umount {}",
             shell_word(path)
         )),
         _ => wrong(e.to_string()),
-    })?;
+    };
+    let canonical = path.canonicalize().map_err(unusable)?;
     match fs::metadata(&canonical) {
         Ok(meta) if meta.is_dir() => Ok(canonical),
         Ok(_) => Err(wrong("not a directory".into())),
-        Err(e) => Err(wrong(e.to_string())),
+        Err(e) => Err(unusable(e)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::names::Dir;
 use super::nodes::Node;
 use super::{Attr, Fs, FsError, Ino, Result, SetAttr};
-use crate::file::{clamped_size, probe_size};
+use crate::file::probe_size;
 use crate::format::geometry::{Length, PAGE, PLAIN};
 use crate::store::{Access, Kind, SetTime, Stat, StatFs, Store};
 
@@ -46,7 +46,7 @@ impl<S: Store> Fs<S> {
             }
             Err(bad) => {
                 self.reports.error("impossible-length", &self.entry_path(dir, raw), &bad.to_string());
-                clamped_size(geometry, st.size)
+                geometry.clamp(bad)
             }
         }
     }
@@ -63,8 +63,9 @@ impl<S: Store> Fs<S> {
         let node = self.node(ino)?;
         if set.uid.is_some() || set.gid.is_some() {
             self.with_place(&node, |place| self.store.chown(place, set.uid, set.gid))?;
-            let st = self.stat_node(&node)?;
-            node.set_owner(st.uid, st.gid);
+            if let Some((uid, gid)) = node.owner() {
+                node.set_owner(set.uid.unwrap_or(uid), set.gid.unwrap_or(gid));
+            }
         }
         if let Some(mode) = set.mode {
             self.with_place(&node, |place| self.store.chmod(place, mode & 0o7777))?;

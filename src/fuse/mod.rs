@@ -510,9 +510,13 @@ impl<S: Store> Filesystem for Adapter<S> {
         }
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         match self.fs.listxattr(ino.0) {
-            Ok(names) => sized(&joined(&names), size, reply),
+            Ok(mut names) => {
+                // Which trusted attributes there are is for root alone (xattr(7)).
+                names.retain(|name| request.uid() == 0 || !name.starts_with(b"trusted."));
+                sized(&joined(&names), size, reply)
+            }
             Err(e) => reply.error(convert::errno(&e)),
         }
     }

@@ -22,11 +22,12 @@ struct Logger {
     sink: Mutex<Sink>,
 }
 
-/// Errors with a code that have been logged: what `export` counts as damage, since hidden entries show nowhere else.
-static DAMAGE_REPORTS: AtomicU64 = AtomicU64::new(0);
+/// Reports of entries that do not belong where they stand: listings hide them, so that they show nowhere else.
+static HIDDEN_ENTRIES: AtomicU64 = AtomicU64::new(0);
+const HIDDEN_ENTRY: &str = "code=name-auth ";
 
-pub fn damage_reports() -> u64 {
-    DAMAGE_REPORTS.load(Ordering::Relaxed)
+pub fn hidden_entries() -> u64 {
+    HIDDEN_ENTRIES.load(Ordering::Relaxed)
 }
 
 static LOGGER: Logger = Logger { sink: Mutex::new(Sink::Stderr) };
@@ -88,8 +89,8 @@ impl Log for Logger {
             return;
         }
         let text = record.args().to_string();
-        if record.level() == Level::Error && text.starts_with("code=") {
-            DAMAGE_REPORTS.fetch_add(1, Ordering::Relaxed);
+        if record.level() == Level::Error && text.starts_with(HIDDEN_ENTRY) {
+            HIDDEN_ENTRIES.fetch_add(1, Ordering::Relaxed);
         }
         match &mut *self.sink.lock() {
             Sink::Stderr => {

@@ -98,3 +98,28 @@ fn duplicate(keys: &VolumeKeys) -> VolumeKeys {
         commitment: keys.commitment,
     }
 }
+
+/// A name or path from disk for a terminal: control characters and what is not UTF-8 are escaped.
+pub fn printable(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        }
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_drive_the_terminal() {
+        assert_eq!(printable(b"a b/\xc3\xa9"), "a b/é");
+        assert_eq!(printable(b"a\x1b[2J\n\xff"), "a\\u{1b}[2J\\n\\xff");
+    }
+}

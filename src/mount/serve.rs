@@ -44,6 +44,17 @@ pub fn harden() -> u64 {
     })
 }
 
+/// Closes descriptors that the caller happened to have open (a lock of his, the pipe to his log), which a daemon would hold
+/// for as long as the mount lasts. Only before this program has opened any of its own; `keep` is one that was meant for us.
+pub fn close_inherited(keep: Option<i32>) {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return };
+    let inherited: Vec<i32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    for fd in inherited.into_iter().filter(|fd| *fd > 2 && Some(*fd) != keep) {
+        // EBADF: the listing itself.
+        let _ = nix::unistd::close(fd);
+    }
+}
+
 /// A mount that answers.
 pub struct Running {
     fs: Arc<Fs<DiskStore>>,
@@ -94,6 +105,10 @@ pub fn start(
         owner: rustix::process::getuid().as_raw(),
     };
     let allow_other = options.allow_other.unwrap_or_else(|| rustix::process::geteuid().is_root());
+    if options.auto_unmount && !allow_other && !rustix::process::geteuid().is_root() {
+        // fusermount3 looks at the dead mount as root, whom such a mount refuses before it says that it is dead.
+        return Err(MountError::Mountpoint("auto_unmount needs allow_other".into()));
+    }
     let failed = |e: io::Error| MountError::Mountpoint(format!("cannot serve {}: {e}", mountpoint.display()));
     let KernelMount { device, keeper } =
         kernel::mount(dir.path(), mountpoint, options, allow_other).map_err(MountError::Mountpoint)?;

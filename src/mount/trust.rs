@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 
-use super::MountError;
 use super::cipher_dir::CipherDir;
+use super::{MountError, printable};
 use crate::format::volume::{UnverifiedVolume, VolumeConfig, VolumeKeys};
 use crate::keys::known_volumes::{KnownVolume, KnownVolumes};
 use crate::keys::passphrase::PassphraseSource;
@@ -130,19 +130,22 @@ fn wraps_volume_key(claims: &VolumeConfig, cmk: &dyn CmkProvider) -> bool {
 }
 
 fn wrapping_keys(claims: &VolumeConfig) -> String {
-    let names: Vec<String> = claims.volume_key.iter().map(|s| format!("{}:{}", s.provider, s.key_ref)).collect();
+    let names: Vec<String> =
+        claims.volume_key.iter().map(|s| printable(format!("{}:{}", s.provider, s.key_ref).as_bytes())).collect();
     names.join(", ")
 }
 
 /// What to type on a host that does not know the volume.
 fn unknown_volume(dir: &CipherDir, claims: &VolumeConfig, command: (&str, &str)) -> String {
     let (before, after) = command;
-    let named: String = claims.cmks.iter().map(|uri| format!(" --cmk '{}'", uri.replace('\'', r"'\''"))).collect();
+    // What the volume says is not verified yet: it must drive neither the terminal nor the shell.
+    let cmks: Vec<String> = claims.cmks.iter().map(|uri| printable(uri.as_bytes())).collect();
+    let named: String = cmks.iter().map(|uri| format!(" --cmk '{}'", uri.replace('\'', r"'\''"))).collect();
     format!(
         "{}: this host has no record of volume {}, so it does not say which CMKs to trust. The volume itself names: {}. \
          If that is right, type:\n  {before}{named} {after}",
         dir.path().display(),
         HEXLOWER.encode(&claims.volume_id),
-        claims.cmks.join(", "),
+        cmks.join(", "),
     )
 }
