@@ -59,8 +59,10 @@ fn the_first_format_opens() {
     }
     assert_eq!(fs::read_link(out.join("dir/link")).expect("link"), Path::new("../small"));
     assert_eq!(fs::read_link(out.join("dir/longlink")).expect("long link"), Path::new(&"t".repeat(2000)));
-    let mut names: Vec<_> =
-        fs::read_dir(&out).expect("list").map(|e| e.expect("entry").file_name().into_string().expect("UTF-8")).collect();
+    let mut names: Vec<_> = fs::read_dir(&out)
+        .expect("list")
+        .map(|e| e.expect("entry").file_name().into_string().expect("UTF-8"))
+        .collect();
     names.sort();
     assert_eq!(names, ["blocks", "dir", "empty", "exact", "growing", "small", "sparse"]);
 }
