@@ -24,7 +24,7 @@ enum Treatment {
 }
 
 fn treatment(name: &[u8]) -> Result<Treatment> {
-    let sealed = [&b"user."[..], b"trusted."].iter().find(|p| name.starts_with(p));
+    let sealed = [&b"user."[..], b"trusted."].into_iter().find(|p| name.starts_with(p));
     if let Some(prefix) = sealed {
         if name.len() == prefix.len() { Err(FsError::Errno(libc::EINVAL)) } else { Ok(Treatment::Seal) }
     } else if passes(name) {
