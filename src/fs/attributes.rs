@@ -93,6 +93,23 @@ impl<S: Store> Fs<S> {
         self.resize(node, &used.content, size)
     }
 
+    /// What the kernel's own removal of privileges at a truncation does: set-user-id, set-group-id where the group may
+    /// execute, `security.capability`.
+    pub(super) fn drop_privileges(&self, node: &Arc<Node<S>>) -> Result<()> {
+        const S_ISUID: u32 = 0o4000;
+        const S_ISGID: u32 = 0o2000;
+        const S_IXGRP: u32 = 0o0010;
+        let mode = self.stat_node(node)?.mode;
+        let gone = S_ISUID | if mode & S_IXGRP != 0 { S_ISGID } else { 0 };
+        if mode & gone != 0 {
+            self.with_place(node, |place| self.store.chmod(place, mode & !gone))?;
+        }
+        match self.with_place(node, |place| self.store.remove_xattr(place, b"security.capability")) {
+            Err(e) if ![libc::ENODATA, libc::EOPNOTSUPP].contains(&e.errno()) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     /// Space in terms of plaintext: of each block, `PLAIN` bytes of `PAGE` are the user's.
     pub fn statfs(&self) -> Result<StatFs> {
         let mut st = self.store.statfs()?;

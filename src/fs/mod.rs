@@ -104,6 +104,9 @@ pub struct OpenMode {
     pub read: bool,
     pub write: bool,
     pub truncate: bool,
+    /// The opener may not keep set-id bits and file capabilities on a file that it empties (no CAP_FSETID): the kernel
+    /// leaves their removal to us with the emptying itself.
+    pub drop_privileges: bool,
 }
 
 /// One mounted tree. All methods may be called from any thread at once.

@@ -24,9 +24,9 @@ enum Treatment {
 }
 
 fn treatment(name: &[u8]) -> Result<Treatment> {
-    let sealed = [&b"user."[..], b"trusted."].iter().any(|p| name.len() > p.len() && name.starts_with(p));
-    if sealed {
-        Ok(Treatment::Seal)
+    let sealed = [&b"user."[..], b"trusted."].into_iter().find(|p| name.starts_with(p));
+    if let Some(prefix) = sealed {
+        if name.len() == prefix.len() { Err(FsError::Errno(libc::EINVAL)) } else { Ok(Treatment::Seal) }
     } else if passes(name) {
         Ok(Treatment::Pass)
     } else {

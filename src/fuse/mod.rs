@@ -129,7 +129,7 @@ impl<S: Store> Adapter<S> {
         }
         let attr = self.fs.lookup(parent.0, name)?;
         let opened = match attr.stat.kind {
-            Kind::File => self.fs.open(attr.ino, open_mode(flags)).and_then(|()| self.fs.getattr(attr.ino)),
+            Kind::File => self.fs.open(attr.ino, open_mode(flags, by.uid)).and_then(|()| self.fs.getattr(attr.ino)),
             Kind::Directory => Err(FsError::Errno(libc::EISDIR)),
             Kind::Symlink => Err(FsError::Errno(libc::ELOOP)),
             _ => Err(FsError::Errno(libc::EEXIST)),
@@ -145,13 +145,13 @@ fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
 }
 
-fn open_mode(flags: i32) -> OpenMode {
+fn open_mode(flags: i32, uid: u32) -> OpenMode {
     let (read, write) = match OpenFlags(flags).acc_mode() {
         OpenAccMode::O_RDONLY => (true, false),
         OpenAccMode::O_WRONLY => (false, true),
         OpenAccMode::O_RDWR => (true, true),
     };
-    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0 }
+    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0, drop_privileges: uid != 0 }
 }
 
 fn empty(result: Result<(), FsError>, reply: ReplyEmpty) {
@@ -314,9 +314,15 @@ impl<S: Store> Filesystem for Adapter<S> {
         self.entry(self.settle(self.fs.link(ino.0, parent.0, name.as_bytes()), &[parent]), reply);
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.fs.open(ino.0, open_mode(flags.0)) {
-            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let mode = open_mode(flags.0, request.uid());
+        match self.fs.open(ino.0, mode) {
+            Ok(()) => {
+                if mode.truncate && mode.drop_privileges {
+                    self.workers.attributes_changed(ino.0);
+                }
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE)
+            }
             Err(e) => reply.error(convert::errno(&e)),
         }
     }
@@ -660,10 +666,19 @@ mod tests {
 
     #[test]
     fn open_flags() {
-        let mode = |flags| open_mode(flags);
-        assert_eq!(mode(libc::O_RDONLY), OpenMode { read: true, write: false, truncate: false });
-        assert_eq!(mode(libc::O_WRONLY | libc::O_TRUNC), OpenMode { read: false, write: true, truncate: true });
-        assert_eq!(mode(libc::O_RDWR | libc::O_APPEND), OpenMode { read: true, write: true, truncate: false });
+        let mode = |flags| open_mode(flags, 0);
+        assert_eq!(
+            mode(libc::O_RDONLY),
+            OpenMode { read: true, write: false, truncate: false, drop_privileges: false }
+        );
+        assert_eq!(
+            mode(libc::O_WRONLY | libc::O_TRUNC),
+            OpenMode { read: false, write: true, truncate: true, drop_privileges: false }
+        );
+        assert_eq!(
+            mode(libc::O_RDWR | libc::O_APPEND),
+            OpenMode { read: true, write: true, truncate: false, drop_privileges: false }
+        );
     }
 
     #[test]

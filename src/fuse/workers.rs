@@ -1,4 +1,4 @@
-//! Replies that must not be given from an event loop: SEEK_DATA and SEEK_HOLE, and a commit on request.
+//! What must not be done on an event loop: SEEK_DATA and SEEK_HOLE, a commit on request, invalidation of attributes.
 //! Knows the kernel's cache invalidation; no other operation.
 
 use std::io;
@@ -22,6 +22,7 @@ pub type NotifierCell = Arc<OnceLock<Notifier>>;
 enum Task {
     Seek { ino: Ino, whence: Seek, offset: u64, reply: ReplyLseek },
     Commit { reply: ReplyEmpty },
+    AttributesChanged { ino: Ino },
 }
 
 /// A few threads beside the event loops. They end when this is dropped.
@@ -53,6 +54,11 @@ impl Workers {
         let _ = self.queue.send(Task::Seek { ino, whence, offset, reply });
     }
 
+    /// The kernel's copy of an inode's attributes is stale: an open that emptied the file has changed its mode.
+    pub fn attributes_changed(&self, ino: Ino) {
+        let _ = self.queue.send(Task::AttributesChanged { ino });
+    }
+
     pub fn commit(&self, reply: ReplyEmpty) {
         let _ = self.queue.send(Task::Commit { reply });
     }
@@ -74,6 +80,12 @@ fn run<S: Store>(fs: &Fs<S>, notifier: &NotifierCell, flush_before_seek: bool, t
                     Err(_) => reply.error(Errno::EOVERFLOW),
                 },
                 Err(e) => reply.error(convert::errno(&e)),
+            }
+        }
+        Task::AttributesChanged { ino } => {
+            // A negative offset means the attributes alone.
+            if let Some(Err(e)) = notifier.get().map(|n| n.inval_inode(INodeNo(ino), -1, 0)) {
+                log::warn!("cannot refresh the attributes of inode {ino}: {e}");
             }
         }
         Task::Commit { reply } => match fs.commit() {

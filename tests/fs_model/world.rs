@@ -182,7 +182,7 @@ impl<S: Store> World<S> {
             }
             Op::Open { object, write, truncate } => {
                 let Some((id, ino)) = self.object(*object, |b| matches!(b, Body::File(_))) else { return };
-                let mode = OpenMode { read: true, write: *write, truncate: *truncate };
+                let mode = OpenMode { read: true, write: *write, truncate: *truncate, drop_privileges: false };
                 self.fs.open(ino, mode).expect("the file opens");
                 if *truncate {
                     self.model.content_mut(id).clear();
@@ -389,7 +389,9 @@ impl<S: Store> World<S> {
                 assert_eq!(st.size, content.len() as u64, "size of object {id}");
                 let was_open = self.open.contains(&id);
                 if !was_open {
-                    self.fs.open(ino, OpenMode { read: true, write: false, truncate: false }).expect("it opens");
+                    self.fs
+                        .open(ino, OpenMode { read: true, write: false, truncate: false, drop_privileges: false })
+                        .expect("it opens");
                 }
                 let mut got = vec![0xee; content.len() + 10];
                 let n = self.fs.read(ino, 0, &mut got).expect("it reads");
