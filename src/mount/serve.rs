@@ -38,6 +38,9 @@ pub fn harden() -> u64 {
     if let Err(e) = limits::forbid_dumps() {
         log::warn!("core dumps cannot be forbidden: {e}");
     }
+    if let Err(e) = limits::raise_file_size_limit() {
+        log::warn!("the limit of file sizes cannot be raised: {e}");
+    }
     limits::raise_descriptor_limit().unwrap_or_else(|e| {
         log::warn!("the limit of open files cannot be raised: {e}");
         1024
@@ -113,20 +116,28 @@ pub fn start(
     let KernelMount { device, keeper } =
         kernel::mount(dir.path(), mountpoint, options, allow_other).map_err(MountError::Mountpoint)?;
     // Gone unless everything below succeeds.
-    let undo = Undo { mountpoint: Some(mountpoint) };
+    let undo = Undo { source: dir.path(), mountpoint: Some(mountpoint) };
 
     let loops = Loops { count: event_loops(), own_queues: kernel::can_clone_device() };
     let session = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
 
-    let device = await_answer(mountpoint)?;
+    let committer =
+        if options.read_only { None } else { Some(Committer::start(fs.clone(), options.commit).map_err(failed)?) };
+    let device = match await_answer(mountpoint) {
+        Ok(device) => device,
+        Err(e) => {
+            // Somebody may have used it already: what he wrote is committed all the same.
+            drop(undo);
+            abandon(&fs, &session, committer);
+            return Err(e);
+        }
+    };
     if rustix::process::geteuid().is_root() {
         let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", device.0, device.1);
         if let Err(e) = fs::write(&path, READ_AHEAD_KIB) {
             log::info!("{path}: {e}");
         }
     }
-    let committer =
-        if options.read_only { None } else { Some(Committer::start(fs.clone(), options.commit).map_err(failed)?) };
     let terminator =
         Terminator { fs: fs.clone(), mountpoint: mountpoint.to_path_buf(), device, writes: !options.read_only };
     thread::Builder::new().name("signals".into()).spawn(move || terminator.run(&signals)).map_err(failed)?;
@@ -166,8 +177,23 @@ fn last_commit(fs: &Fs<DiskStore>) -> crate::fs::Result<()> {
     if fs.needs_commit() { fs.commit() } else { Ok(()) }
 }
 
+/// A mount that never became ready: waits for its session to end, then commits.
+fn abandon(fs: &Fs<DiskStore>, session: &JoinHandle<io::Result<()>>, committer: Option<Committer>) {
+    let start = Instant::now();
+    while !session.is_finished() && start.elapsed() < GRACE {
+        thread::sleep(Duration::from_millis(10));
+    }
+    if let Some(committer) = committer {
+        committer.stop();
+        if let Err(e) = last_commit(fs) {
+            log::error!("code=commit the last commit failed: {e}");
+        }
+    }
+}
+
 /// Unmounts when start fails halfway.
 struct Undo<'a> {
+    source: &'a Path,
     mountpoint: Option<&'a Path>,
 }
 
@@ -179,7 +205,11 @@ impl Undo<'_> {
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
-        if let Some(mountpoint) = self.mountpoint
+        // Only ours: it may be gone already, and another one in its place.
+        let is_ours = |mountpoint: &Path| {
+            kernel::mounts_of(self.source).is_ok_and(|mounts| mounts.iter().any(|m| m.mountpoint == mountpoint))
+        };
+        if let Some(mountpoint) = self.mountpoint.filter(|m| is_ours(m))
             && let Err(e) = kernel::unmount(mountpoint, true)
         {
             log::warn!("cannot unmount {}: {e}", mountpoint.display());
@@ -224,7 +254,7 @@ fn await_answer(mountpoint: &Path) -> Result<(u32, u32), MountError> {
     let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
     match kernel::mount_at(mountpoint) {
         Ok(Some(entry)) if entry.fs_type == kernel::FS_TYPE && entry.device == device => Ok(device),
-        Ok(_) => Err(failed("another mount is in its place".into())),
+        Ok(_) => Err(failed("it was unmounted or covered meanwhile".into())),
         Err(e) => Err(failed(e.to_string())),
     }
 }
