@@ -284,6 +284,11 @@ fn link_counts() {
     let mount = volume.mount();
     let nlink = |name: &str| fs::symlink_metadata(mount.join(name)).unwrap().nlink();
     fs::create_dir(mount.join("d")).unwrap();
+    if fs::metadata(&volume.cipher).unwrap().nlink() == 1 {
+        // btrfs does not count subdirectories, and neither do we then.
+        assert_eq!(nlink("d"), 1);
+        return;
+    }
     assert_eq!(nlink("d"), 2);
     fs::create_dir(mount.join("d/one")).unwrap();
     fs::create_dir(mount.join("d/two")).unwrap();
