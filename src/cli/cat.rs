@@ -50,13 +50,15 @@ fn print<S: Source>(source: &S, path: &[u8]) -> Result<(), Failure> {
         }
         _ => Failure::new(exit::DAMAGE, format!("{}: {e}", printable(path))),
     };
-    let (node, stat) = resolve(source, path).map_err(damaged)?;
+    // The directories on the way stay known as long as the file is read.
+    let trail = resolve(source, path).map_err(damaged)?;
+    let Some((node, stat)) = trail.last() else { return Err(damaged(FsError::Errno(libc::ENOENT))) };
     match stat.kind {
         Kind::File => {}
         Kind::Directory => return Err(damaged(FsError::Errno(libc::EISDIR))),
         _ => return Err(damaged(FsError::Errno(libc::EINVAL))),
     }
-    let content = source.open(&node).map_err(damaged)?;
+    let content = source.open(node).map_err(damaged)?;
     let mut out = io::stdout().lock();
     let bar = (stat.size >= BAR_FROM && !io::stdout().is_terminal()).then(|| Progress::new(Some(stat.size)));
     let mut buffer = Zeroizing::new(vec![0; CHUNK]);
@@ -81,8 +83,8 @@ fn print<S: Source>(source: &S, path: &[u8]) -> Result<(), Failure> {
     out.flush().map_err(|e| Failure::new(exit::FAILURE, format!("standard output: {e}")))
 }
 
-/// Walks a path inside the volume, following symbolic links that stay inside.
-fn resolve<S: Source>(source: &S, path: &[u8]) -> Result<(S::Node, Stat), FsError> {
+/// Walks a path inside the volume, following symbolic links that stay inside: every object from the root to the end.
+fn resolve<S: Source>(source: &S, path: &[u8]) -> Result<Vec<(S::Node, Stat)>, FsError> {
     let mut trail = vec![source.root()?];
     let mut links = 0;
     let mut todo: Vec<Vec<u8>> = components(path);
@@ -115,7 +117,7 @@ fn resolve<S: Source>(source: &S, path: &[u8]) -> Result<(S::Node, Stat), FsErro
             trail.push((node, stat));
         }
     }
-    trail.pop().ok_or(FsError::Errno(libc::ENOENT))
+    Ok(trail)
 }
 
 /// The components of a path, last one first.

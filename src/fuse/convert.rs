@@ -1,10 +1,10 @@
-//! Between FUSE's types and the filesystem's own: attributes, kinds, times, errno. Knows no operation.
+//! Between FUSE's types and the filesystem's own: attributes, kinds, modes, times, errno. Knows no operation.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, TimeOrNow};
 
-use crate::fs::{Attr, FsError};
+use crate::fs::{Attr, FsError, OpenMode};
 use crate::store::{Kind, SetTime, Timestamp};
 
 /// Block size that stat(2) reports; the kernel reads and writes through its page cache in its own units.
@@ -104,6 +104,35 @@ pub fn set_time(time: Option<TimeOrNow>) -> Option<SetTime> {
     })
 }
 
+pub fn open_mode(flags: i32) -> OpenMode {
+    let (read, write) = match OpenFlags(flags).acc_mode() {
+        OpenAccMode::O_RDONLY => (true, false),
+        OpenAccMode::O_WRONLY => (false, true),
+        OpenAccMode::O_RDWR => (true, true),
+    };
+    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0 }
+}
+
+/// What is left of a file's mode when somebody without privilege changes its content: set-group-id without the group's
+/// execute bit is no privilege, and stays for members of the group.
+pub fn mode_after_change(mode: u32, same_group: bool) -> u32 {
+    let mut kept = mode & !libc::S_ISUID;
+    if mode & libc::S_IXGRP != 0 || !same_group {
+        kept &= !libc::S_ISGID;
+    }
+    kept
+}
+
+/// Names as listxattr(2) gives them: each with a NUL behind it.
+pub fn joined(names: &[Vec<u8>]) -> Vec<u8> {
+    let mut list = Vec::with_capacity(names.iter().map(|n| n.len() + 1).sum());
+    for name in names {
+        list.extend_from_slice(name);
+        list.push(0);
+    }
+    list
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,5 +174,27 @@ mod tests {
         assert_eq!(node_kind(libc::S_IFBLK), Some(Kind::BlockDevice));
         assert_eq!(node_kind(libc::S_IFDIR), None);
         assert_eq!(node_kind(libc::S_IFLNK), None);
+    }
+
+    #[test]
+    fn open_flags() {
+        let mode = |flags| open_mode(flags);
+        assert_eq!(mode(libc::O_RDONLY), OpenMode { read: true, write: false, truncate: false });
+        assert_eq!(mode(libc::O_WRONLY | libc::O_TRUNC), OpenMode { read: false, write: true, truncate: true });
+        assert_eq!(mode(libc::O_RDWR | libc::O_APPEND), OpenMode { read: true, write: true, truncate: false });
+    }
+
+    #[test]
+    fn set_id_bits_after_a_change() {
+        assert_eq!(mode_after_change(0o6777, true), 0o777);
+        assert_eq!(mode_after_change(0o6767, true), 0o2767);
+        assert_eq!(mode_after_change(0o6767, false), 0o767);
+        assert_eq!(mode_after_change(0o1644, false), 0o1644);
+    }
+
+    #[test]
+    fn attribute_names_end_with_nul() {
+        assert_eq!(joined(&[b"user.a".to_vec(), b"security.b".to_vec()]), b"user.a\0security.b\0");
+        assert_eq!(joined(&[]), b"");
     }
 }

@@ -14,15 +14,15 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use zeroize::Zeroizing;
 
 use crate::file::Seek;
-use crate::fs::{Attr, Caller, Fs, FsError, OpenMode, ROOT, SetAttr};
+use crate::fs::{Attr, Caller, Fs, FsError, ROOT, SetAttr};
 use crate::store::{Kind, RenameMode, Store};
 use workers::{NotifierCell, Workers};
 
@@ -114,6 +114,17 @@ impl<S: Store> Adapter<S> {
         }
     }
 
+    /// With FUSE_ATOMIC_O_TRUNC the kernel drops set-id bits on every change of content but this one. Root (in place of
+    /// CAP_FSETID, which a request does not tell) keeps them. Tells whether attributes changed.
+    fn drop_set_ids(&self, by: &Caller, ino: u64) -> Result<bool, FsError> {
+        let stat = self.fs.getattr(ino)?.stat;
+        let kept = convert::mode_after_change(stat.mode, by.gid == stat.gid);
+        if by.uid == 0 || kept == stat.mode {
+            return Ok(false);
+        }
+        self.fs.setattr(ino, &SetAttr { mode: Some(kept), ..SetAttr::default() }).map(|_| true)
+    }
+
     /// open(2) with O_CREAT: a file that is there already is opened, unless O_EXCL forbids it.
     fn create_or_open(
         &self,
@@ -129,7 +140,7 @@ impl<S: Store> Adapter<S> {
         }
         let attr = self.fs.lookup(parent.0, name)?;
         let opened = match attr.stat.kind {
-            Kind::File => self.fs.open(attr.ino, open_mode(flags)).and_then(|()| self.fs.getattr(attr.ino)),
+            Kind::File => self.fs.open(attr.ino, convert::open_mode(flags)).and_then(|()| self.fs.getattr(attr.ino)),
             Kind::Directory => Err(FsError::Errno(libc::EISDIR)),
             Kind::Symlink => Err(FsError::Errno(libc::ELOOP)),
             _ => Err(FsError::Errno(libc::EEXIST)),
@@ -143,15 +154,6 @@ impl<S: Store> Adapter<S> {
 
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
-}
-
-fn open_mode(flags: i32) -> OpenMode {
-    let (read, write) = match OpenFlags(flags).acc_mode() {
-        OpenAccMode::O_RDONLY => (true, false),
-        OpenAccMode::O_WRONLY => (false, true),
-        OpenAccMode::O_RDWR => (true, true),
-    };
-    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0 }
 }
 
 fn empty(result: Result<(), FsError>, reply: ReplyEmpty) {
@@ -168,16 +170,6 @@ fn sized(value: &[u8], size: u32, reply: ReplyXattr) {
         Ok(len) if len <= size => reply.data(value),
         _ => reply.error(Errno::ERANGE),
     }
-}
-
-/// Names as listxattr(2) gives them: each with a NUL behind it.
-fn joined(names: &[Vec<u8>]) -> Vec<u8> {
-    let mut list = Vec::with_capacity(names.iter().map(|n| n.len() + 1).sum());
-    for name in names {
-        list.extend_from_slice(name);
-        list.push(0);
-    }
-    list
 }
 
 fn is_control(ino: INodeNo, name: &OsStr) -> bool {
@@ -314,9 +306,15 @@ impl<S: Store> Filesystem for Adapter<S> {
         self.entry(self.settle(self.fs.link(ino.0, parent.0, name.as_bytes()), &[parent]), reply);
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.fs.open(ino.0, open_mode(flags.0)) {
-            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let mode = convert::open_mode(flags.0);
+        let opened = self.fs.open(ino.0, mode).and_then(|()| {
+            let changed = if mode.truncate { self.drop_set_ids(&caller(request, 0), ino.0) } else { Ok(false) };
+            changed.inspect_err(|_| self.fs.release(ino.0))
+        });
+        match opened {
+            Ok(false) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(true) => self.workers.opened(ino.0, FopenFlags::FOPEN_KEEP_CACHE, reply),
             Err(e) => reply.error(convert::errno(&e)),
         }
     }
@@ -512,7 +510,7 @@ impl<S: Store> Filesystem for Adapter<S> {
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         match self.fs.listxattr(ino.0) {
-            Ok(names) => sized(&joined(&names), size, reply),
+            Ok(names) => sized(&convert::joined(&names), size, reply),
             Err(e) => reply.error(convert::errno(&e)),
         }
     }
@@ -653,20 +651,6 @@ impl<S: Store> Filesystem for Adapter<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn open_flags() {
-        let mode = |flags| open_mode(flags);
-        assert_eq!(mode(libc::O_RDONLY), OpenMode { read: true, write: false, truncate: false });
-        assert_eq!(mode(libc::O_WRONLY | libc::O_TRUNC), OpenMode { read: false, write: true, truncate: true });
-        assert_eq!(mode(libc::O_RDWR | libc::O_APPEND), OpenMode { read: true, write: true, truncate: false });
-    }
-
-    #[test]
-    fn attribute_names_end_with_nul() {
-        assert_eq!(joined(&[b"user.a".to_vec(), b"security.b".to_vec()]), b"user.a\0security.b\0");
-        assert_eq!(joined(&[]), b"");
-    }
 
     #[test]
     fn control_attributes_are_on_the_root_only() {
