@@ -50,7 +50,7 @@ fn print<S: Source>(source: &S, path: &[u8]) -> Result<(), Failure> {
         }
         _ => Failure::new(exit::DAMAGE, format!("{}: {e}", printable(path))),
     };
-    // The directories on the way stay known as long as the file is read.
+    // The directories stay looked up while the file below them is used.
     let trail = resolve(source, path).map_err(damaged)?;
     let Some((node, stat)) = trail.last() else { return Err(damaged(FsError::Errno(libc::ENOENT))) };
     match stat.kind {
@@ -83,7 +83,7 @@ fn print<S: Source>(source: &S, path: &[u8]) -> Result<(), Failure> {
     out.flush().map_err(|e| Failure::new(exit::FAILURE, format!("standard output: {e}")))
 }
 
-/// Walks a path inside the volume, following symbolic links that stay inside: every object from the root to the end.
+/// Walks a path inside the volume, following symbolic links that stay inside: the directories on the way and the object itself.
 fn resolve<S: Source>(source: &S, path: &[u8]) -> Result<Vec<(S::Node, Stat)>, FsError> {
     let mut trail = vec![source.root()?];
     let mut links = 0;

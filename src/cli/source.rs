@@ -194,7 +194,7 @@ impl Source for VolumeTree {
     }
 
     fn open(&self, node: &Self::Node) -> Result<Self::Content> {
-        self.fs.open(node.ino, OpenMode { read: true, write: false, truncate: false })?;
+        self.fs.open(node.ino, OpenMode { read: true, write: false, truncate: false, drop_privileges: false })?;
         Ok(OpenFile(node.clone()))
     }
 

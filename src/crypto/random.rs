@@ -1,22 +1,14 @@
 //! Randomness from the kernel, asked for per request: no pool that a cloned machine could repeat.
 
-use rustix::io::Errno;
-use rustix::rand::{GetRandomFlags, getrandom};
+use rand::{TryRng, rngs::SysRng};
 
-/// Fills `buf` with one getrandom(2) system call (more only where a signal cuts a request above 256 bytes short).
-///
-/// The system call itself is used, not the C library's wrapper, which may answer from per-thread state in user space.
+/// Fills `buf` by one request to the kernel (getrandom(2), or its vDSO form, which the kernel itself reseeds when a machine is cloned).
 ///
 /// # Panics
-/// Where the kernel has no getrandom(2) or a sandbox forbids it: nothing safe could be done without randomness.
+/// Where the kernel has no randomness to give or a sandbox forbids it: nothing safe could be done without.
 pub fn fill(buf: &mut [u8]) {
-    let mut filled = 0;
-    while filled < buf.len() {
-        match getrandom(&mut buf[filled..], GetRandomFlags::empty()) {
-            Ok(n) => filled += n,
-            Err(Errno::INTR) => {}
-            Err(e) => panic!("the kernel refuses randomness: {e}"),
-        }
+    if let Err(e) = SysRng.try_fill_bytes(buf) {
+        panic!("the kernel refuses randomness: {e}");
     }
 }
 

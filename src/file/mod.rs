@@ -126,13 +126,8 @@ pub fn probe_size<F: BackingFile>(backing: &F, geometry: Geometry) -> std::io::R
             let valid = block::peek(&page).map_or(0, |p| p.valid_len.min(PLAIN as u16));
             Ok((blocks - 1) * PLAIN as u64 + u64::from(valid))
         }
-        Err(_) => Ok(clamped_size(geometry, len)),
+        Err(bad) => Ok(geometry.clamp(bad)),
     }
-}
-
-/// The size shown for an impossible backing length: the whole blocks it holds.
-pub fn clamped_size(geometry: Geometry, backing_len: u64) -> u64 {
-    (backing_len.saturating_sub(geometry.data_start()) / PAGE as u64).saturating_mul(PLAIN as u64)
 }
 
 impl<F: BackingFile> EncryptedFile<F> {

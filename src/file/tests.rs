@@ -135,11 +135,12 @@ enum Op {
 }
 
 fn offset() -> impl Strategy<Value = u64> {
-    prop_oneof![0..5 * P, (0..6u64, -2i64..3).prop_map(|(b, d)| (b * P).saturating_add_signed(d))]
+    prop_oneof![0..5 * P, 0..20 * P, (0..20u64, -2i64..3).prop_map(|(b, d)| (b * P).saturating_add_signed(d))]
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let len = prop_oneof![1..100u64, 1..3 * P];
+    // Longer than the eight stripes, so that both ends of a run meet on one.
+    let len = prop_oneof![3 => 1..100u64, 3 => 1..3 * P, 1 => 1..20 * P];
     prop_oneof![
         6 => (offset(), len.clone(), any::<u8>()).prop_map(|(o, l, s)| Op::Write(o, l as usize, s)),
         2 => offset().prop_map(Op::Truncate),
@@ -645,4 +646,18 @@ fn tamper_16_a_file_of_another_volume_under_the_same_cmk_is_refused() {
         let refused = planted.open().authenticate().unwrap_err();
         assert!(matches!(refused, FileError::Header(HeaderError::Origin)), "{refused}");
     }
+}
+
+#[test]
+fn both_ends_of_a_run_on_one_stripe_are_merged_from_their_own_blocks() {
+    let mut content = pattern(12 * PLAIN, 1);
+    let bench = Bench::committed(&content);
+    let file = bench.open();
+    // Block 10 is now cached on the stripe that block 2 uses too.
+    file.write(10 * P + 2000, b"cached").unwrap();
+    content[10 * PLAIN + 2000..10 * PLAIN + 2006].copy_from_slice(b"cached");
+    let run = pattern(8 * PLAIN, 2);
+    file.write(2 * P + 100, &run).unwrap();
+    content[2 * PLAIN + 100..10 * PLAIN + 100].copy_from_slice(&run);
+    assert!(read_all(&file).unwrap() == content);
 }

@@ -179,12 +179,17 @@ impl<F: BackingFile> EncryptedFile<F> {
             let ends = [part(first), part(last)];
             let ends = &ends[if count == 1 { 1 } else { 0 }..];
             self.read_old_edges(st, &edges, ends, size, old_pages)?;
-            for (p, old_page) in ends.iter().zip(old_pages.iter()).filter(|(p, _)| !p.is_whole()) {
+            // Both ends are merged before either is cached: they may share a stripe.
+            let mut valid = [0; 2];
+            for (k, p) in ends.iter().enumerate().filter(|(_, p)| !p.is_whole()) {
+                let Some(body) = pages[(p.index - first) as usize].last_chunk_mut() else { continue };
+                valid[k] = merge_edge(open, &edges, p, offset, data, size, &old_pages[k], body)?;
+            }
+            for (k, p) in ends.iter().enumerate().filter(|(_, p)| !p.is_whole()) {
                 let i = (p.index - first) as usize;
-                let Some(body) = pages[i].last_chunk_mut::<PLAIN>() else { continue };
-                let valid = merge_edge(open, &edges, p, offset, data, size, old_page, body)?;
+                let Some(body) = pages[i].last_chunk() else { continue };
                 edges.put(p.index, body);
-                block::seal(&key, salt, &nonces[i], p.index, valid, &mut pages[i]);
+                block::seal(&key, salt, &nonces[i], p.index, valid[k], &mut pages[i]);
             }
             if let Err(e) = st.backing.write_at(pages.as_flattened(), self.context.geometry.block_offset(first)) {
                 edges.forget(first, last);

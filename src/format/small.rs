@@ -15,6 +15,8 @@ pub const INLINE_TARGET_MAX: usize = 1023;
 
 /// Backing attribute that holds the random object id of a directory's xattrs (16 raw bytes).
 pub const OBJECT_ID_XATTR: &[u8] = b"user.envelopefs.id";
+/// The same for what cannot carry `user.` attributes: symlinks and special files (xattr(7)).
+pub const TRUSTED_OBJECT_ID_XATTR: &[u8] = b"trusted.envelopefs.id";
 
 const TARGET_LABEL: &[u8] = b"envelopefs v1 target";
 const OVERFLOW_LABEL: &[u8] = b"envelopefs v1 overflow link";

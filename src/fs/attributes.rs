@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::names::Dir;
 use super::nodes::Node;
 use super::{Attr, Fs, FsError, Ino, Result, SetAttr};
-use crate::file::{clamped_size, probe_size};
+use crate::file::probe_size;
 use crate::format::geometry::{Length, PAGE, PLAIN};
 use crate::store::{Access, Kind, SetTime, Stat, StatFs, Store};
 
@@ -46,7 +46,7 @@ impl<S: Store> Fs<S> {
             }
             Err(bad) => {
                 self.reports.error("impossible-length", &self.entry_path(dir, raw), &bad.to_string());
-                clamped_size(geometry, st.size)
+                geometry.clamp(bad)
             }
         }
     }
@@ -63,8 +63,9 @@ impl<S: Store> Fs<S> {
         let node = self.node(ino)?;
         if set.uid.is_some() || set.gid.is_some() {
             self.with_place(&node, |place| self.store.chown(place, set.uid, set.gid))?;
-            let st = self.stat_node(&node)?;
-            node.set_owner(st.uid, st.gid);
+            if let Some((uid, gid)) = node.owner() {
+                node.set_owner(set.uid.unwrap_or(uid), set.gid.unwrap_or(gid));
+            }
         }
         if let Some(mode) = set.mode {
             self.with_place(&node, |place| self.store.chmod(place, mode & 0o7777))?;
@@ -90,6 +91,23 @@ impl<S: Store> Fs<S> {
         }
         let used = self.content_of(node, true)?;
         self.resize(node, &used.content, size)
+    }
+
+    /// What the kernel's own removal of privileges at a truncation does: set-user-id, set-group-id where the group may
+    /// execute, `security.capability`.
+    pub(super) fn drop_privileges(&self, node: &Arc<Node<S>>) -> Result<()> {
+        const S_ISUID: u32 = 0o4000;
+        const S_ISGID: u32 = 0o2000;
+        const S_IXGRP: u32 = 0o0010;
+        let mode = self.stat_node(node)?.mode;
+        let gone = S_ISUID | if mode & S_IXGRP != 0 { S_ISGID } else { 0 };
+        if mode & gone != 0 {
+            self.with_place(node, |place| self.store.chmod(place, mode & !gone))?;
+        }
+        match self.with_place(node, |place| self.store.remove_xattr(place, b"security.capability")) {
+            Err(e) if ![libc::ENODATA, libc::EOPNOTSUPP].contains(&e.errno()) => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// Space in terms of plaintext: of each block, `PLAIN` bytes of `PAGE` are the user's.

@@ -102,7 +102,10 @@ impl<S: Store> Fs<S> {
         let content = self.hold(&node, mode.write || mode.truncate)?;
         // The open is counted, so that key calls need no lock of ours. Emptying a file asks for no key and no header.
         let ready = if mode.truncate {
-            self.resize(&node, &content, 0)
+            self.resize(&node, &content, 0).and_then(|()| match mode.drop_privileges {
+                true => self.drop_privileges(&node),
+                false => Ok(()),
+            })
         } else {
             content.authenticate().map_err(|e| self.noted(&node, e))
         };

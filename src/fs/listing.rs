@@ -13,6 +13,8 @@ use crate::format::names::Decoded;
 use crate::store::{Entry, Kind, Place, Store};
 
 type Snapshot = Arc<Vec<Entry>>;
+/// Takes an entry and, unless it is `.` or `..`, its raw name; says whether to go on.
+type Visit<'a> = dyn FnMut(DirEntry, Option<&[u8]>) -> Result<bool> + 'a;
 
 /// Open directory handles and their snapshots.
 pub(super) struct Listings {
@@ -98,14 +100,8 @@ impl<S: Store> Fs<S> {
         dir.node.first_link().map_or(dir.node.ino, |link| link.parent)
     }
 
-    /// Calls `visit` for each shown entry from `offset` on, with its raw name, until it returns false.
-    fn walk(
-        &self,
-        dir: &Dir<'_, S>,
-        handle: u64,
-        offset: u64,
-        visit: &mut dyn FnMut(DirEntry, Option<&[u8]>) -> Result<bool>,
-    ) -> Result<()> {
+    /// Calls `visit` for each shown entry from `offset` on until it returns false.
+    fn walk(&self, dir: &Dir<'_, S>, handle: u64, offset: u64, visit: &mut Visit<'_>) -> Result<()> {
         let snapshot = self.snapshot(dir, handle, offset)?;
         let dots = [(&b"."[..], dir.node.ino), (b"..", self.parent_of(dir))];
         for (position, (name, ino)) in (0u64..).zip(dots).skip(offset.min(DOTS) as usize) {

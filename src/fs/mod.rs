@@ -2,11 +2,16 @@
 //! Knows the file engine, names and the store by their interfaces; must not know providers, FUSE or mount options.
 //!
 //! Lock order, outermost first:
-//! 1. `Fs::committing`, 2. `Node::opening`, 3. `Node::times`, 4. `Node::entries` of directories (several: by ascending
-//! inode number; a directory that is to be removed: only by `try_write`), 5. `Fs::owner_access`, 6. the engine's own locks,
+//! 1. `Fs::committing`: one commit at a time;
+//! 2. `Node::opening`;
+//! 3. `Node::times`;
+//! 4. `Node::entries` of directories: several by ascending inode number, one that is to be removed only by `try_write`;
+//! 5. `Fs::owner_access`;
+//! 6. the locks of the file engine;
 //! 7. leaves: handle cache, node table shard, then node state; dirty set; listings; reports.
-//! Leaves are never held across I/O or a key call. 2 to 5 concern single inodes and are held across I/O; key calls happen
-//! under none of them, except that a commit (1 and 3) may finish a header.
+//!
+//! Leaves are never held across I/O or a key call. 2 to 5 concern single inodes and are held across I/O. Key calls happen
+//! under none of 2, 4, 5 and 7.
 
 mod attributes;
 mod commit;
@@ -99,6 +104,9 @@ pub struct OpenMode {
     pub read: bool,
     pub write: bool,
     pub truncate: bool,
+    /// The opener may not keep set-id bits and file capabilities on a file that it empties (no CAP_FSETID): the kernel
+    /// leaves their removal to us with the emptying itself.
+    pub drop_privileges: bool,
 }
 
 /// One mounted tree. All methods may be called from any thread at once.

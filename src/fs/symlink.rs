@@ -3,7 +3,9 @@
 use super::names::Dir;
 use super::nodes::Node;
 use super::{Fs, FsError, Ino, Result, random16};
-use crate::format::small::{INLINE_TARGET_MAX, open_target, overflow_link, parse_overflow_link, seal_target};
+use crate::format::small::{
+    INLINE_TARGET_MAX, open_overflow_target, open_target, overflow_link, parse_overflow_link, seal_target,
+};
 use crate::store::{Access, BackingFile, Creator, Kind, Place, Stat, Store};
 
 /// Longest target that Linux allows: PATH_MAX without its NUL, in bytes.
@@ -77,7 +79,7 @@ impl<S: Store> Fs<S> {
         let key = &self.config.keys.targets;
         match parse_overflow_link(key, content).map_err(|_| DAMAGED)? {
             None => open_target(key, content).map_err(|_| DAMAGED),
-            Some(id) => open_target(key, &self.read_overflow(&id)?).map_err(|_| DAMAGED),
+            Some(id) => open_overflow_target(key, id, &self.read_overflow(&id)?).map_err(|_| DAMAGED),
         }
     }
 

@@ -7,12 +7,10 @@ use super::handles::is;
 use super::nodes::Node;
 use super::{Caller, Fs, FsError, Ino, Result, random16};
 use crate::crypto::random;
-use crate::format::small::{OBJECT_ID_XATTR, XattrCodec};
+use crate::format::small::{OBJECT_ID_XATTR, TRUSTED_OBJECT_ID_XATTR, XattrCodec};
 use crate::store::{Kind, Store};
 use crate::sys::process::supplementary_groups;
 
-/// The object id of what cannot carry `user.` attributes: symlinks and special files (xattr(7)).
-const TRUSTED_OBJECT_ID: &[u8] = b"trusted.envelopefs.id";
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 const S_ISGID: u32 = 0o2000;
@@ -26,9 +24,9 @@ enum Treatment {
 }
 
 fn treatment(name: &[u8]) -> Result<Treatment> {
-    let sealed = [&b"user."[..], b"trusted."].iter().any(|p| name.len() > p.len() && name.starts_with(p));
-    if sealed {
-        Ok(Treatment::Seal)
+    let sealed = [&b"user."[..], b"trusted."].into_iter().find(|p| name.starts_with(p));
+    if let Some(prefix) = sealed {
+        if name.len() == prefix.len() { Err(FsError::Errno(libc::EINVAL)) } else { Ok(Treatment::Seal) }
     } else if passes(name) {
         Ok(Treatment::Pass)
     } else {
@@ -60,8 +58,8 @@ impl<S: Store> Fs<S> {
     }
 
     fn object_codec(&self, node: &Arc<Node<S>>, create: bool) -> Result<Option<XattrCodec>> {
-        let name = if node.kind == Kind::Directory { OBJECT_ID_XATTR } else { TRUSTED_OBJECT_ID };
-        let read = || match self.with_place(node, |place| self.store.get_xattr(place, name)) {
+        let name = if node.kind == Kind::Directory { OBJECT_ID_XATTR } else { TRUSTED_OBJECT_ID_XATTR };
+        let read = || match self.stored_xattr(node, name) {
             Ok(id) => <[u8; 16]>::try_from(id).map(Some).map_err(|_| self.damaged(node, "xattr-id")),
             Err(FsError::Errno(libc::ENODATA)) => Ok(None),
             Err(e) => Err(e),
@@ -82,6 +80,11 @@ impl<S: Store> Fs<S> {
         Ok(id.map(|id| XattrCodec::for_object(&self.config.keys.xattrs, id)))
     }
 
+    /// An attribute as the store has it. Listing and setting need it where the caller needs no read permission.
+    fn stored_xattr(&self, node: &Arc<Node<S>>, name: &[u8]) -> Result<Vec<u8>> {
+        self.with_place(node, |place| self.as_owner(place, 0o400, || self.store.get_xattr(place, name)))
+    }
+
     /// Names of the sealed attributes as the store has them. Asks for no key.
     fn sealed_names(&self, node: &Arc<Node<S>>) -> Result<Vec<Vec<u8>>> {
         let mut names = self.with_place(node, |place| self.store.list_xattrs(place))?;
@@ -99,7 +102,7 @@ impl<S: Store> Fs<S> {
         }
         let codec = self.xattr_codec(&node, false)?.ok_or(ENODATA)?;
         let backing = codec.name(name);
-        let sealed = self.with_place(&node, |place| self.store.get_xattr(place, &backing))?;
+        let sealed = self.stored_xattr(&node, &backing)?;
         match codec.open(&backing, &sealed) {
             Ok((found, value)) if found == name => Ok(value),
             _ => Err(self.damaged(&node, "xattr-auth")),
@@ -151,7 +154,7 @@ impl<S: Store> Fs<S> {
         }
         let codec = self.xattr_codec(&node, false)?;
         for backing in sealed {
-            let value = match self.with_place(&node, |place| self.store.get_xattr(place, &backing)) {
+            let value = match self.stored_xattr(&node, &backing) {
                 Ok(value) => value,
                 // Removed meanwhile.
                 Err(FsError::Errno(libc::ENODATA)) => continue,

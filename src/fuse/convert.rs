@@ -104,23 +104,14 @@ pub fn set_time(time: Option<TimeOrNow>) -> Option<SetTime> {
     })
 }
 
-pub fn open_mode(flags: i32) -> OpenMode {
+/// Root (in place of CAP_FSETID, which a request does not tell) keeps set-id bits when it empties a file.
+pub fn open_mode(flags: i32, uid: u32) -> OpenMode {
     let (read, write) = match OpenFlags(flags).acc_mode() {
         OpenAccMode::O_RDONLY => (true, false),
         OpenAccMode::O_WRONLY => (false, true),
         OpenAccMode::O_RDWR => (true, true),
     };
-    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0 }
-}
-
-/// What is left of a file's mode when somebody without privilege changes its content: set-group-id without the group's
-/// execute bit is no privilege, and stays for members of the group.
-pub fn mode_after_change(mode: u32, same_group: bool) -> u32 {
-    let mut kept = mode & !libc::S_ISUID;
-    if mode & libc::S_IXGRP != 0 || !same_group {
-        kept &= !libc::S_ISGID;
-    }
-    kept
+    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0, drop_privileges: uid != 0 }
 }
 
 /// Names as listxattr(2) gives them: each with a NUL behind it.
@@ -178,18 +169,13 @@ mod tests {
 
     #[test]
     fn open_flags() {
-        let mode = |flags| open_mode(flags);
-        assert_eq!(mode(libc::O_RDONLY), OpenMode { read: true, write: false, truncate: false });
-        assert_eq!(mode(libc::O_WRONLY | libc::O_TRUNC), OpenMode { read: false, write: true, truncate: true });
-        assert_eq!(mode(libc::O_RDWR | libc::O_APPEND), OpenMode { read: true, write: true, truncate: false });
-    }
-
-    #[test]
-    fn set_id_bits_after_a_change() {
-        assert_eq!(mode_after_change(0o6777, true), 0o777);
-        assert_eq!(mode_after_change(0o6767, true), 0o2767);
-        assert_eq!(mode_after_change(0o6767, false), 0o767);
-        assert_eq!(mode_after_change(0o1644, false), 0o1644);
+        let read = OpenMode { read: true, write: false, truncate: false, drop_privileges: false };
+        assert_eq!(open_mode(libc::O_RDONLY, 0), read);
+        assert_eq!(
+            open_mode(libc::O_WRONLY | libc::O_TRUNC, 1000),
+            OpenMode { read: false, write: true, truncate: true, drop_privileges: true }
+        );
+        assert_eq!(open_mode(libc::O_RDWR | libc::O_APPEND, 0), OpenMode { write: true, ..read });
     }
 
     #[test]

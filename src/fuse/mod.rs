@@ -114,17 +114,6 @@ impl<S: Store> Adapter<S> {
         }
     }
 
-    /// With FUSE_ATOMIC_O_TRUNC the kernel drops set-id bits on every change of content but this one. Root (in place of
-    /// CAP_FSETID, which a request does not tell) keeps them. Tells whether attributes changed.
-    fn drop_set_ids(&self, by: &Caller, ino: u64) -> Result<bool, FsError> {
-        let stat = self.fs.getattr(ino)?.stat;
-        let kept = convert::mode_after_change(stat.mode, by.gid == stat.gid);
-        if by.uid == 0 || kept == stat.mode {
-            return Ok(false);
-        }
-        self.fs.setattr(ino, &SetAttr { mode: Some(kept), ..SetAttr::default() }).map(|_| true)
-    }
-
     /// open(2) with O_CREAT: a file that is there already is opened, unless O_EXCL forbids it.
     fn create_or_open(
         &self,
@@ -140,7 +129,9 @@ impl<S: Store> Adapter<S> {
         }
         let attr = self.fs.lookup(parent.0, name)?;
         let opened = match attr.stat.kind {
-            Kind::File => self.fs.open(attr.ino, convert::open_mode(flags)).and_then(|()| self.fs.getattr(attr.ino)),
+            Kind::File => {
+                self.fs.open(attr.ino, convert::open_mode(flags, by.uid)).and_then(|()| self.fs.getattr(attr.ino))
+            }
             Kind::Directory => Err(FsError::Errno(libc::EISDIR)),
             Kind::Symlink => Err(FsError::Errno(libc::ELOOP)),
             _ => Err(FsError::Errno(libc::EEXIST)),
@@ -307,14 +298,13 @@ impl<S: Store> Filesystem for Adapter<S> {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let mode = convert::open_mode(flags.0);
-        let opened = self.fs.open(ino.0, mode).and_then(|()| {
-            let changed = if mode.truncate { self.drop_set_ids(&caller(request, 0), ino.0) } else { Ok(false) };
-            changed.inspect_err(|_| self.fs.release(ino.0))
-        });
-        match opened {
-            Ok(false) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
-            Ok(true) => self.workers.opened(ino.0, FopenFlags::FOPEN_KEEP_CACHE, reply),
+        let mode = convert::open_mode(flags.0, request.uid());
+        match self.fs.open(ino.0, mode) {
+            // Set-id bits may be gone: the kernel must not go on with those it knows.
+            Ok(()) if mode.truncate && mode.drop_privileges => {
+                self.workers.opened(ino.0, FopenFlags::FOPEN_KEEP_CACHE, reply);
+            }
+            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
             Err(e) => reply.error(convert::errno(&e)),
         }
     }
@@ -508,9 +498,13 @@ impl<S: Store> Filesystem for Adapter<S> {
         }
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         match self.fs.listxattr(ino.0) {
-            Ok(names) => sized(&convert::joined(&names), size, reply),
+            Ok(mut names) => {
+                // Which trusted attributes there are is for root alone (xattr(7)).
+                names.retain(|name| request.uid() == 0 || !name.starts_with(b"trusted."));
+                sized(&convert::joined(&names), size, reply)
+            }
             Err(e) => reply.error(convert::errno(&e)),
         }
     }

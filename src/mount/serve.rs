@@ -28,10 +28,16 @@ use crate::sys::limits;
 const READINESS: Duration = Duration::from_secs(30);
 /// How long a terminated daemon waits for open files to be closed before it goes all the same.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a mount that is gone from its place may need to end its session.
+const UNMOUNTED_ALREADY: Duration = Duration::from_secs(2);
 /// Least pause after a failed commit.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
 /// Read-ahead in KiB that the mount's own device gets: large sequential reads arrive in requests of this size.
 const READ_AHEAD_KIB: &str = "1024";
+
+fn ending_signals() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
+}
 
 /// Before any key is in memory: no core dumps, no tracing, all the descriptors we may have. Returns their number.
 pub fn harden() -> u64 {
@@ -61,6 +67,8 @@ pub struct Running {
     session: JoinHandle<io::Result<()>>,
     committer: Option<Committer>,
     mountpoint: PathBuf,
+    /// Not read-only.
+    writes: bool,
     /// Keeps fusermount3 waiting, with `auto_unmount`.
     _keeper: Option<std::os::fd::OwnedFd>,
     /// Holds the lock.
@@ -77,8 +85,7 @@ pub fn start(
     descriptors: u64,
 ) -> Result<Running, MountError> {
     refuse_overlap(dir.path(), mountpoint)?;
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
-    signals.thread_block().map_err(|e| MountError::Other(format!("cannot block signals: {e}")))?;
+    ending_signals().thread_block().map_err(|e| MountError::Other(format!("cannot block signals: {e}")))?;
     if !options.read_only {
         // What an earlier owner wrote and did not sync, is durable before anything builds on it.
         rustix::fs::syncfs(&dir).map_err(|e| {
@@ -117,24 +124,77 @@ pub fn start(
 
     let loops = Loops { count: event_loops(), own_queues: kernel::can_clone_device() };
     let session = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
-
-    let device = await_answer(mountpoint)?;
-    if rustix::process::geteuid().is_root() {
-        let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", device.0, device.1);
-        if let Err(e) = fs::write(&path, READ_AHEAD_KIB) {
-            log::info!("{path}: {e}");
-        }
-    }
-    let committer =
-        if options.read_only { None } else { Some(Committer::start(fs.clone(), options.commit).map_err(failed)?) };
-    let terminator =
-        Terminator { fs: fs.clone(), mountpoint: mountpoint.to_path_buf(), device, writes: !options.read_only };
-    thread::Builder::new().name("signals".into()).spawn(move || terminator.run(&signals)).map_err(failed)?;
     undo.keep();
-    Ok(Running { fs, session, committer, mountpoint: mountpoint.to_path_buf(), _keeper: keeper, _dir: dir })
+
+    let mut running = Running {
+        fs,
+        session,
+        committer: None,
+        mountpoint: mountpoint.to_path_buf(),
+        writes: !options.read_only,
+        _keeper: keeper,
+        _dir: dir,
+    };
+    match running.settle(options) {
+        Ok(()) => Ok(running),
+        // Somebody who was quick may have written already.
+        Err(e) => Err(running.abandon(e)),
+    }
 }
 
 impl Running {
+    /// The first answer through the kernel, then everything that a mount needs beside its session. A mount that was used and
+    /// unmounted again before this looked is no failure.
+    fn settle(&mut self, options: &MountOptions) -> Result<(), MountError> {
+        let device = match await_answer(&self.mountpoint) {
+            Ok(device) => device,
+            Err(e) if !self.ended_within(UNMOUNTED_ALREADY) => return Err(e),
+            Err(_) => return Ok(()),
+        };
+        let failed = |e: io::Error| MountError::Mountpoint(format!("cannot serve {}: {e}", self.mountpoint.display()));
+        if rustix::process::geteuid().is_root() {
+            let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", device.0, device.1);
+            if let Err(e) = fs::write(&path, READ_AHEAD_KIB) {
+                log::info!("{path}: {e}");
+            }
+        }
+        if self.writes {
+            self.committer = Some(Committer::start(self.fs.clone(), options.commit).map_err(failed)?);
+        }
+        let terminator =
+            Terminator { fs: self.fs.clone(), mountpoint: self.mountpoint.clone(), device, writes: self.writes };
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || terminator.run(&ending_signals()))
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    fn ended_within(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        while !self.session.is_finished() {
+            if start.elapsed() >= limit {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Undoes a start that failed halfway.
+    fn abandon(self, error: MountError) -> MountError {
+        if let Err(e) = kernel::unmount(&self.mountpoint, true) {
+            log::warn!("cannot unmount {}: {e}", self.mountpoint.display());
+        }
+        self.ended_within(GRACE);
+        if self.writes
+            && let Err(e) = last_commit(&self.fs)
+        {
+            log::error!("code=commit the last commit failed: {e}");
+        }
+        error
+    }
+
     /// Serves until the mount is gone, then commits for the last time. An error means that written data may be lost.
     pub fn serve(self) -> Result<(), MountError> {
         log::info!("mounted");
@@ -147,6 +207,8 @@ impl Running {
         }
         if let Some(committer) = self.committer {
             committer.stop();
+        }
+        if self.writes {
             last_commit(&self.fs).map_err(|e| {
                 log::error!("code=commit the last commit failed: {e}");
                 MountError::Other(format!(

@@ -269,6 +269,8 @@ impl Mount {
     pub fn wait_until_up(volume: &Volume, mountpoint: &Path, mut command: Command) -> Self {
         let log = volume.scratch().join(format!("{}.log", mountpoint.file_name().unwrap().display()));
         let output = File::options().create(true).append(true).open(&log).unwrap();
+        let written = output.metadata().unwrap().len() as usize;
+        command.env("ENVELOPEFS_LOG", "info");
         let before = fs::metadata(mountpoint).unwrap().dev();
         let mut daemon =
             command.stdout(output.try_clone().unwrap()).stderr(output).spawn().expect("cannot start envelopefs");
@@ -277,10 +279,11 @@ impl Mount {
                 panic!("mount ended with {status}:\n{}", fs::read_to_string(&log).unwrap_or_default());
             }
             // A mount of another user denies stat to us: that it denies is answer enough.
-            match fs::metadata(mountpoint) {
-                Ok(root) => (root.dev() != before).then_some(()),
-                Err(_) => Some(()),
-            }
+            let answers = fs::metadata(mountpoint).map_or(true, |root| root.dev() != before);
+            // The daemon's own word that it is ready; before it, an unmount would look to it like a failed start.
+            let ready =
+                || fs::read(&log).is_ok_and(|text| String::from_utf8_lossy(&text[written..]).contains("info: mounted"));
+            (answers && ready()).then_some(())
         });
         let watchdog = watch(daemon.id());
         let mount = Self {

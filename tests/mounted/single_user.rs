@@ -12,8 +12,11 @@ use super::metadata::{chmod, mode};
 use crate::common::*;
 use crate::needs;
 
-/// A volume of Alice's, made and mounted with her ids. Where root runs the tests the command is copied to a place
-/// that she can reach.
+/// fusermount3 wants a user that the password file knows.
+const NOBODY: User = User { uid: 65_534, gid: 65_534, groups: &[], umask: 0o022 };
+
+/// A volume of user nobody's, made and mounted with its ids. Where root runs the tests the command is copied to a place
+/// that others can reach.
 struct Home {
     volume: Volume,
     binary: PathBuf,
@@ -21,12 +24,14 @@ struct Home {
 
 impl Home {
     fn new() -> Self {
+        let device = NOBODY.run(|| OpenOptions::new().read(true).write(true).open("/dev/fuse").map(drop));
+        device.expect("/dev/fuse must be open to every user, as udev makes it: chmod 0666 /dev/fuse");
         let volume = Volume::unmade(None);
         let binary = volume.scratch().join("envelopefs");
         fs::copy(env!("CARGO_BIN_EXE_envelopefs"), &binary).unwrap();
         chmod(&binary, 0o755);
         for path in [volume.scratch(), &volume.config, &volume.mountpoint] {
-            chown(path, Some(ALICE.uid), Some(ALICE.gid)).unwrap();
+            chown(path, Some(NOBODY.uid), Some(NOBODY.gid)).unwrap();
         }
         let home = Self { volume, binary };
         home.ok(&["keygen".into(), home.volume.keyfile.clone()]);
@@ -35,7 +40,7 @@ impl Home {
         home
     }
     fn command(&self, arguments: &[PathBuf]) -> Command {
-        let mut command = ALICE.command(&self.binary);
+        let mut command = NOBODY.command(&self.binary);
         command.args(arguments).env("ENVELOPEFS_CONFIG_DIR", &self.volume.config).env_remove("HOME");
         command
     }
@@ -56,7 +61,7 @@ impl Home {
 }
 fn unmount_by_fusermount(mount: Mount) {
     mount.unmount_with(|path| {
-        let status = ALICE.command("fusermount3").arg("-u").arg(path).status()?;
+        let status = NOBODY.command("fusermount3").arg("-u").arg(path).status()?;
         if status.success() { Ok(()) } else { Err(std::io::Error::other("fusermount3 -u failed")) }
     });
 }
@@ -67,7 +72,7 @@ fn an_unprivileged_user_mounts_works_and_unmounts() {
     let home = Home::new();
     let mount = home.mount();
     let data = pattern(1, 100_000);
-    ALICE.run(|| {
+    NOBODY.run(|| {
         fs::create_dir(mount.join("d")).unwrap();
         fs::write(mount.join("d/file"), &data).unwrap();
         symlink("t".repeat(3000), mount.join("d/link")).unwrap();
@@ -78,17 +83,17 @@ fn an_unprivileged_user_mounts_works_and_unmounts() {
     unmount_by_fusermount(mount);
     for path in walk(&home.volume.cipher) {
         let metadata = fs::symlink_metadata(&path).unwrap();
-        assert_eq!((metadata.uid(), metadata.gid()), (ALICE.uid, ALICE.gid), "{}", path.display());
+        assert_eq!((metadata.uid(), metadata.gid()), (NOBODY.uid, NOBODY.gid), "{}", path.display());
     }
     let mount = home.mount();
-    ALICE.run(|| {
+    NOBODY.run(|| {
         assert_file(&mount.join("e/file"), &data);
         assert_eq!(fs::read_link(mount.join("e/link")).unwrap().as_os_str().len(), 3000);
         assert_eq!(super::xattr_acl::get(&mount.join("e"), "user.tag").unwrap(), b"value");
         assert_eq!(names(&mount.path).len(), 2);
     });
     // Nobody else sees anything, root included.
-    BOB.run(|| assert_errno(fs::read_dir(&mount.path), libc::EACCES));
+    ALICE.run(|| assert_errno(fs::read_dir(&mount.path), libc::EACCES));
     unmount_by_fusermount(mount);
 }
 
@@ -98,7 +103,7 @@ fn files_that_their_owner_may_not_open() {
     let home = Home::new();
     let mount = home.mount();
     let at = |name: &str| mount.join(name);
-    ALICE.run(|| {
+    NOBODY.run(|| {
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::EXCL;
         for raw in [0o400, 0o200, 0] {
             let path = at(&format!("{raw:o}"));
@@ -118,7 +123,7 @@ fn files_that_their_owner_may_not_open() {
     unmount_by_fusermount(mount);
     let mount = home.mount();
     let at = |name: &str| mount.join(name);
-    ALICE.run(|| {
+    NOBODY.run(|| {
         assert_eq!((mode(&at("400")), mode(&at("200")), mode(&at("0"))), (0o400, 0o200, 0));
         OpenOptions::new().write(true).open(at("200")).unwrap().write_all_at(b"X", 0).unwrap();
         assert_eq!(fs::metadata(at("200")).unwrap().len(), 16);
@@ -141,7 +146,7 @@ fn directories_that_their_owner_may_not_write() {
     let home = Home::new();
     let mount = home.mount();
     let at = |name: &str| mount.join(name);
-    ALICE.run(|| {
+    NOBODY.run(|| {
         for raw in [0o555, 0o000] {
             let path = at(&format!("{raw:o}"));
             mkdir(&path, Mode::from_raw_mode(raw)).unwrap();
@@ -162,7 +167,7 @@ fn directories_that_their_owner_may_not_write() {
     });
     unmount_by_fusermount(mount);
     let mount = home.mount();
-    ALICE.run(|| {
+    NOBODY.run(|| {
         assert_file(&mount.join("tree/file"), b"content");
         assert_eq!(mode(&mount.join("tree")), 0o555);
         assert_eq!(names(&mount.path), ["tree"]);
@@ -174,7 +179,7 @@ fn directories_that_their_owner_may_not_write() {
 fn a_cipherdir_of_another_user_is_not_opened() {
     needs!(have_mount, have_root);
     let home = Home::new();
-    let mut command = BOB.command(&home.binary);
+    let mut command = ALICE.command(&home.binary);
     command.arg("info").arg(&home.volume.cipher).env("ENVELOPEFS_CONFIG_DIR", &home.volume.config);
     let output = finish(&mut command);
     assert!(!output.status.success(), "{}", text(&output));

@@ -131,7 +131,9 @@ fn a_removed_directory_stays_an_inode() {
     let new = fs.mkdir(&BY, ROOT, b"new", 0o755).unwrap().ino;
     fs.rename((ROOT, b"new"), (ROOT, b"old"), RenameMode::Replace).unwrap();
     assert_eq!(fs.lookup(ROOT, b"old").unwrap().ino, new);
+    fs.handles.remove(old);
     assert_eq!(fs.getattr(old).unwrap().ino, old);
+    assert!(fs.node(old).unwrap().links().is_empty());
     refused(fs.mkdir(&BY, old, b"x", 0o755), libc::ENOENT);
 }
 

@@ -90,6 +90,27 @@ fn times_win_over_the_commit() {
 }
 
 #[test]
+fn a_commit_never_puts_an_older_time_back() {
+    let volume = Volume::new();
+    let fs = volume.mount();
+    let a = file(&fs, ROOT, b"a", b"x");
+    for round in 0..1000 {
+        fs.write(a, round, b"x").unwrap();
+        let then = Timestamp { sec: 1 + round as i64, nsec: 0 };
+        let start = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                fs.commit().unwrap();
+            });
+            start.wait();
+            fs.setattr(a, &SetAttr { mtime: Some(SetTime::At(then)), ..SetAttr::default() }).unwrap();
+        });
+        assert_eq!(fs.getattr(a).unwrap().stat.mtime, then, "round {round}");
+    }
+}
+
+#[test]
 fn attributes_change_together() {
     let volume = Volume::new();
     let fs = volume.mount();

@@ -22,9 +22,9 @@ type MemoryFs = Fs<MemoryStore>;
 
 const VOLUME: [u8; 16] = [7; 16];
 const BY: Caller = Caller { uid: 1000, gid: 1000, pid: 0, umask: 0o022 };
-const READ: OpenMode = OpenMode { read: true, write: false, truncate: false };
-const WRITE: OpenMode = OpenMode { read: true, write: true, truncate: false };
-const EMPTY: OpenMode = OpenMode { read: false, write: true, truncate: true };
+const READ: OpenMode = OpenMode { read: true, write: false, truncate: false, drop_privileges: false };
+const WRITE: OpenMode = OpenMode { read: true, write: true, truncate: false, drop_privileges: false };
+const EMPTY: OpenMode = OpenMode { read: false, write: true, truncate: true, drop_privileges: false };
 
 struct TestCmk {
     key_ref: KeyRef,

@@ -38,6 +38,12 @@ fn act() {
     assert_eq!(&buf[..6], b"text m");
     assert_eq!(mode(a), 0o000);
 
+    // Attributes: setting and listing need no permission to read.
+    if fs.setxattr(&by, a, b"user.x", b"1", 0).is_ok() {
+        assert_eq!(fs.listxattr(a).unwrap(), [b"user.x"]);
+        assert_eq!(mode(a), 0o000);
+    }
+
     // Directories come into being with any mode, and their owner may remove them.
     for (name, m) in [(&b"d0"[..], 0o000), (b"d5", 0o555), (b"d3", 0o300)] {
         let d = fs.mkdir(&by, ROOT, name, m).unwrap().ino;

@@ -1,420 +1,15 @@
-//! Random operations on a tree, against a plain reference in memory. Knows the public interface of `fs` only.
+//! The filesystem and the reference side by side, and the kernel's view of the former.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use envelopefs::crypto::secret::Secret32;
-use envelopefs::crypto::{random, wrap};
-use envelopefs::file::FileContext;
-use envelopefs::format::geometry::Geometry;
-use envelopefs::format::names::NameCodec;
-use envelopefs::format::volume::{KeyMode, VolumeKeys};
-use envelopefs::fs::{Attr, Caller, Fs, FsConfig, Ino, OpenMode, ROOT, SetAttr};
-use envelopefs::keys::keyring::{KeyPolicy, Keyring};
-use envelopefs::keys::{CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef};
-use envelopefs::store::disk::DiskStore;
-use envelopefs::store::memory::MemoryStore;
+use envelopefs::fs::{Attr, Fs, FsError, Ino, OpenMode, ROOT, SetAttr};
 use envelopefs::store::{Kind, Place, RenameMode, Store};
-use proptest::prelude::*;
 
-const VOLUME: [u8; 16] = [7; 16];
+use crate::operations::{Op, Resize, XATTRS, names};
+use crate::reference::{Body, Errno, Id, Model};
+use crate::volume::{Backing, caller, mount, volume_keys};
 
-/// The identity of the test process, so that the tests run for every user.
-fn caller() -> Caller {
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    Caller { uid, gid, pid: std::process::id(), umask: 0o022 }
-}
-
-struct TestCmk(KeyRef, Secret32);
-
-impl CmkProvider for TestCmk {
-    fn key_ref(&self) -> &KeyRef {
-        &self.0
-    }
-    fn generate(&self, context: &EncryptionContext) -> Result<(Secret32, Vec<u8>), KeyError> {
-        let key = Secret32::random();
-        let blob = self.wrap(&key, context)?;
-        Ok((key, blob))
-    }
-    fn wrap(&self, key: &Secret32, context: &EncryptionContext) -> Result<Vec<u8>, KeyError> {
-        Ok(wrap::wrap_key(&self.1, &random::array(), format!("{context:?}").as_bytes(), key).to_vec())
-    }
-    fn unwrap(&self, blob: &[u8], context: &EncryptionContext) -> Result<Secret32, KeyError> {
-        wrap::unwrap_key(&self.1, format!("{context:?}").as_bytes(), blob)
-            .map_err(|e| KeyError::BadBlob { key: self.0.to_string(), reason: e.to_string() })
-    }
-    fn describe(&self) -> Result<CmkInfo, KeyError> {
-        Ok(CmkInfo { key: self.0.clone(), state: CmkState::Enabled, description: String::new(), created: None })
-    }
-}
-
-fn volume_keys() -> VolumeKeys {
-    VolumeKeys::derive(&VOLUME, &Secret32::from_bytes([3; 32]))
-}
-
-fn mount<S: Store>(tree: S, overflow: S, plain_names: bool) -> Fs<S> {
-    let keys = volume_keys();
-    let cmk = TestCmk(KeyRef { provider: "test".into(), key: "one".into() }, Secret32::from_bytes([9; 32]));
-    let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
-    let keyring = Keyring::new(VOLUME, vec![Arc::new(cmk)], policy, Some(keys.origin.duplicate()), None);
-    let config = FsConfig {
-        files: Arc::new(FileContext { keyring, geometry: Geometry { header_pages: 1 } }),
-        names: if plain_names { NameCodec::Plain } else { NameCodec::encrypted(&keys.names) },
-        keys,
-        read_only: false,
-        noatime: false,
-        // Small, so that handles are evicted and commits are forced.
-        descriptor_budget: 6,
-    };
-    Fs::new(tree, overflow, config).expect("the tree mounts")
-}
-
-// ---- The reference ----
-
-type Id = usize;
-
-#[derive(Debug, Clone)]
-enum Body {
-    File(Vec<u8>),
-    Directory(BTreeMap<Vec<u8>, Id>),
-    Symlink(Vec<u8>),
-    Fifo,
-}
-
-#[derive(Debug, Clone)]
-struct Object {
-    body: Body,
-    mode: u32,
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-}
-
-#[derive(Debug, Clone)]
-struct Model {
-    objects: Vec<Object>,
-}
-
-type Errno = i32;
-
-impl Model {
-    fn new() -> Self {
-        let root = Object { body: Body::Directory(BTreeMap::new()), mode: 0o755, xattrs: BTreeMap::new() };
-        Self { objects: vec![root] }
-    }
-    fn entries(&self, dir: Id) -> &BTreeMap<Vec<u8>, Id> {
-        match &self.objects[dir].body {
-            Body::Directory(entries) => entries,
-            other => panic!("not a directory: {other:?}"),
-        }
-    }
-    fn entries_mut(&mut self, dir: Id) -> &mut BTreeMap<Vec<u8>, Id> {
-        match &mut self.objects[dir].body {
-            Body::Directory(entries) => entries,
-            other => panic!("not a directory: {other:?}"),
-        }
-    }
-    fn content_mut(&mut self, file: Id) -> &mut Vec<u8> {
-        match &mut self.objects[file].body {
-            Body::File(content) => content,
-            other => panic!("not a file: {other:?}"),
-        }
-    }
-    fn is_dir(&self, id: Id) -> bool {
-        matches!(self.objects[id].body, Body::Directory(_))
-    }
-    fn find(&self, dir: Id, name: &[u8]) -> Option<Id> {
-        self.entries(dir).get(name).copied()
-    }
-    /// All reachable directories with their paths, the root first.
-    fn directories(&self) -> Vec<(Id, Vec<Vec<u8>>)> {
-        let mut found = vec![(0, Vec::new())];
-        let mut next = 0;
-        while next < found.len() {
-            let (dir, path) = found[next].clone();
-            for (name, id) in self.entries(dir) {
-                if self.is_dir(*id) {
-                    found.push((*id, path.iter().cloned().chain([name.clone()]).collect()));
-                }
-            }
-            next += 1;
-        }
-        found
-    }
-    fn links(&self, id: Id) -> u64 {
-        let all = self.directories();
-        all.iter().map(|(d, _)| self.entries(*d).values().filter(|i| **i == id).count() as u64).sum()
-    }
-    /// Whether `inner` is `outer` or lies below it.
-    fn contains(&self, outer: Id, inner: Id) -> bool {
-        outer == inner || self.is_dir(outer) && self.entries(outer).values().any(|id| self.contains(*id, inner))
-    }
-    fn add(&mut self, dir: Id, name: &[u8], body: Body, mode: u32) -> Result<Id, Errno> {
-        if self.find(dir, name).is_some() {
-            return Err(libc::EEXIST);
-        }
-        self.objects.push(Object { body, mode, xattrs: BTreeMap::new() });
-        let id = self.objects.len() - 1;
-        self.entries_mut(dir).insert(name.to_vec(), id);
-        Ok(id)
-    }
-    fn link(&mut self, id: Id, dir: Id, name: &[u8]) -> Result<(), Errno> {
-        if self.find(dir, name).is_some() {
-            return Err(libc::EEXIST);
-        }
-        self.entries_mut(dir).insert(name.to_vec(), id);
-        Ok(())
-    }
-    fn unlink(&mut self, dir: Id, name: &[u8]) -> Result<(), Errno> {
-        let id = self.find(dir, name).ok_or(libc::ENOENT)?;
-        if self.is_dir(id) {
-            return Err(libc::EISDIR);
-        }
-        self.entries_mut(dir).remove(name);
-        Ok(())
-    }
-    fn rmdir(&mut self, dir: Id, name: &[u8]) -> Result<(), Errno> {
-        let id = self.find(dir, name).ok_or(libc::ENOENT)?;
-        if !self.is_dir(id) {
-            return Err(libc::ENOTDIR);
-        }
-        if !self.entries(id).is_empty() {
-            return Err(libc::ENOTEMPTY);
-        }
-        self.entries_mut(dir).remove(name);
-        Ok(())
-    }
-    fn rename(&mut self, from: (Id, &[u8]), to: (Id, &[u8]), mode: RenameMode) -> Result<(), Errno> {
-        let moved = self.find(from.0, from.1).ok_or(libc::ENOENT)?;
-        let other = self.find(to.0, to.1);
-        match (mode, other) {
-            (RenameMode::NoReplace, Some(_)) => return Err(libc::EEXIST),
-            (RenameMode::Exchange, None) => return Err(libc::ENOENT),
-            (_, Some(other)) if other == moved => return Ok(()),
-            _ => {}
-        }
-        if self.is_dir(moved) && self.contains(moved, to.0) {
-            return Err(libc::EINVAL);
-        }
-        if let Some(other) = other {
-            if mode == RenameMode::Exchange {
-                if self.is_dir(other) && self.contains(other, from.0) {
-                    return Err(libc::EINVAL);
-                }
-                self.entries_mut(from.0).insert(from.1.to_vec(), other);
-                self.entries_mut(to.0).insert(to.1.to_vec(), moved);
-                return Ok(());
-            }
-            match (self.is_dir(moved), self.is_dir(other)) {
-                (true, false) => return Err(libc::ENOTDIR),
-                (false, true) => return Err(libc::EISDIR),
-                (true, true) if !self.entries(other).is_empty() => return Err(libc::ENOTEMPTY),
-                _ => {}
-            }
-        }
-        self.entries_mut(from.0).remove(from.1);
-        self.entries_mut(to.0).insert(to.1.to_vec(), moved);
-        Ok(())
-    }
-}
-
-// ---- What may happen ----
-
-#[derive(Debug, Clone, Copy)]
-enum Resize {
-    Truncate,
-    Punch,
-    Zero,
-    Allocate,
-}
-
-#[derive(Debug, Clone)]
-enum Op {
-    Create {
-        dir: usize,
-        name: usize,
-        keep_open: bool,
-    },
-    Mkdir {
-        dir: usize,
-        name: usize,
-    },
-    Symlink {
-        dir: usize,
-        name: usize,
-        len: usize,
-    },
-    Fifo {
-        dir: usize,
-        name: usize,
-    },
-    Link {
-        object: usize,
-        dir: usize,
-        name: usize,
-    },
-    Unlink {
-        dir: usize,
-        name: usize,
-    },
-    Rmdir {
-        dir: usize,
-        name: usize,
-    },
-    Rename {
-        from: (usize, usize),
-        to: (usize, usize),
-        mode: u8,
-    },
-    Open {
-        object: usize,
-        write: bool,
-        truncate: bool,
-    },
-    Close {
-        open: usize,
-    },
-    Write {
-        open: usize,
-        offset: u64,
-        len: usize,
-        seed: u8,
-    },
-    Read {
-        open: usize,
-        offset: u64,
-        len: usize,
-    },
-    Resize {
-        object: usize,
-        how: Resize,
-        offset: u64,
-        len: u64,
-    },
-    Copy {
-        from: usize,
-        to: usize,
-        offset: u64,
-        len: u64,
-    },
-    Chmod {
-        object: usize,
-        mode: u32,
-    },
-    SetXattr {
-        object: usize,
-        name: usize,
-        len: usize,
-        seed: u8,
-    },
-    RemoveXattr {
-        object: usize,
-        name: usize,
-    },
-    Fsync {
-        open: usize,
-    },
-    Commit,
-    /// The kernel forgets everything that is not open.
-    Forget,
-    /// A clean unmount and a new mount.
-    Remount,
-    /// The daemon dies; the backing store lives on.
-    Kill,
-    Compare,
-}
-
-fn names() -> Vec<Vec<u8>> {
-    vec![
-        b"a".to_vec(),
-        b"b".to_vec(),
-        b".hidden".to_vec(),
-        b"\xff\x01 odd\n".to_vec(),
-        // About where encoded names become too long, and the longest.
-        vec![b'm'; 174],
-        vec![b'n'; 176],
-        vec![b'l'; 255],
-        [vec![b'l'; 254], vec![b'k']].concat(),
-    ]
-}
-
-const XATTRS: [&str; 3] = ["user.one", "user.a rather longer name than the first", "trusted.two"];
-
-fn ops() -> impl Strategy<Value = Op> {
-    let n = 0usize..8;
-    let some = 0usize..64;
-    let offset = prop_oneof![0u64..100, 3900u64..4200, 0u64..30_000];
-    let len = prop_oneof![0usize..100, 3900usize..4200, 0usize..20_000];
-    let resize = prop_oneof![
-        3 => Just(Resize::Truncate),
-        1 => Just(Resize::Punch),
-        1 => Just(Resize::Zero),
-        1 => Just(Resize::Allocate)
-    ];
-    prop_oneof![
-        6 => (some.clone(), n.clone(), any::<bool>()).prop_map(|(dir, name, keep_open)| Op::Create { dir, name, keep_open }),
-        5 => (some.clone(), n.clone()).prop_map(|(dir, name)| Op::Mkdir { dir, name }),
-        2 => (some.clone(), n.clone(), prop_oneof![1usize..60, 700usize..760, 4000usize..4096])
-            .prop_map(|(dir, name, len)| Op::Symlink { dir, name, len }),
-        1 => (some.clone(), n.clone()).prop_map(|(dir, name)| Op::Fifo { dir, name }),
-        3 => (some.clone(), some.clone(), n.clone()).prop_map(|(object, dir, name)| Op::Link { object, dir, name }),
-        3 => (some.clone(), n.clone()).prop_map(|(dir, name)| Op::Unlink { dir, name }),
-        2 => (some.clone(), n.clone()).prop_map(|(dir, name)| Op::Rmdir { dir, name }),
-        8 => ((some.clone(), n.clone()), (some.clone(), n.clone()), 0u8..4)
-            .prop_map(|(from, to, mode)| Op::Rename { from, to, mode }),
-        4 => (some.clone(), any::<bool>(), prop::bool::weighted(0.2))
-            .prop_map(|(object, write, truncate)| Op::Open { object, write, truncate }),
-        3 => some.clone().prop_map(|open| Op::Close { open }),
-        10 => (some.clone(), offset.clone(), len.clone(), any::<u8>())
-            .prop_map(|(open, offset, len, seed)| Op::Write { open, offset, len, seed }),
-        3 => (some.clone(), offset.clone(), len).prop_map(|(open, offset, len)| Op::Read { open, offset, len }),
-        4 => (some.clone(), resize, offset.clone(), 1u64..20_000)
-            .prop_map(|(object, how, offset, len)| Op::Resize { object, how, offset, len }),
-        1 => (some.clone(), some.clone(), offset, 0u64..20_000)
-            .prop_map(|(from, to, offset, len)| Op::Copy { from, to, offset, len }),
-        1 => (some.clone(), 0u32..0o1000).prop_map(|(object, mode)| Op::Chmod { object, mode }),
-        3 => (some.clone(), 0usize..3, 0usize..300, any::<u8>())
-            .prop_map(|(object, name, len, seed)| Op::SetXattr { object, name, len, seed }),
-        1 => (some.clone(), 0usize..3).prop_map(|(object, name)| Op::RemoveXattr { object, name }),
-        1 => some.prop_map(|open| Op::Fsync { open }),
-        2 => Just(Op::Commit),
-        2 => Just(Op::Forget),
-        1 => Just(Op::Remount),
-        1 => Just(Op::Kill),
-        1 => Just(Op::Compare),
-    ]
-}
-
-// ---- Both together ----
-
-/// The two stores of a volume, to be opened by mount after mount.
-struct Backing<S> {
-    tree: Box<dyn Fn() -> S>,
-    overflow: Box<dyn Fn() -> S>,
-}
-
-impl Backing<MemoryStore> {
-    fn memory() -> Self {
-        fn reopen(store: MemoryStore) -> Box<dyn Fn() -> MemoryStore> {
-            Box::new(move || store.rooted_at(store.root()))
-        }
-        Self { tree: reopen(MemoryStore::new()), overflow: reopen(MemoryStore::new()) }
-    }
-}
-
-impl Backing<DiskStore> {
-    fn disk(dir: &Path) -> Self {
-        fn reopen(path: PathBuf) -> Box<dyn Fn() -> DiskStore> {
-            std::fs::create_dir(&path).expect("a directory is made");
-            std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("its mode is set");
-            Box::new(move || DiskStore::open(&path).expect("the store opens"))
-        }
-        Self { tree: reopen(dir.join("tree")), overflow: reopen(dir.join("overflow")) }
-    }
-}
-
-struct World<S: Store> {
+pub struct World<S: Store> {
     backing: Backing<S>,
     plain_names: bool,
     /// How many of `XATTRS` the backing store takes.
@@ -429,12 +24,12 @@ struct World<S: Store> {
     open: Vec<Id>,
 }
 
-fn pattern(len: usize, seed: u8) -> Vec<u8> {
+pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect()
 }
 
 impl<S: Store> World<S> {
-    fn new(backing: Backing<S>, plain_names: bool) -> Self {
+    pub fn new(backing: Backing<S>, plain_names: bool) -> Self {
         let tree = (backing.tree)();
         Fs::format(&tree, &volume_keys()).expect("the tree is made");
         let takes = |name: &&&str| tree.set_xattr(Place::Pinned(tree.root()), name.as_bytes(), b"", 0).is_ok();
@@ -456,7 +51,7 @@ impl<S: Store> World<S> {
         }
     }
 
-    fn count(&mut self, id: Id, attr: Attr) -> Ino {
+    pub fn count(&mut self, id: Id, attr: Attr) -> Ino {
         *self.lookups.entry(attr.ino).or_default() += 1;
         let before = self.inos.insert(id, attr.ino);
         assert!(before.is_none_or(|ino| ino == attr.ino), "the inode number of a known object changed");
@@ -464,7 +59,7 @@ impl<S: Store> World<S> {
     }
 
     /// A reachable directory, chosen by number, looked up on the way.
-    fn dir(&mut self, which: usize) -> (Id, Ino) {
+    pub fn dir(&mut self, which: usize) -> (Id, Ino) {
         let all = self.model.directories();
         let (id, path) = all[which % all.len()].clone();
         let (mut at, mut ino) = (0, ROOT);
@@ -478,7 +73,7 @@ impl<S: Store> World<S> {
     }
 
     /// A reachable object other than the root, looked up.
-    fn object(&mut self, which: usize, wanted: impl Fn(&Body) -> bool) -> Option<(Id, Ino)> {
+    pub fn object(&mut self, which: usize, wanted: impl Fn(&Body) -> bool) -> Option<(Id, Ino)> {
         let mut all = Vec::new();
         for (number, (dir, _)) in self.model.directories().into_iter().enumerate() {
             for (name, id) in self.model.entries(dir) {
@@ -493,24 +88,24 @@ impl<S: Store> World<S> {
         Some((id, self.count(id, attr)))
     }
 
-    fn opened(&self, which: usize) -> Option<(Id, Ino)> {
+    pub fn opened(&self, which: usize) -> Option<(Id, Ino)> {
         let id = *self.open.get(which % self.open.len().max(1))?;
         Some((id, self.inos[&id]))
     }
 
-    fn agree<T>(&self, what: &Op, got: &Result<T, envelopefs::fs::FsError>, expected: Result<(), Errno>) {
+    pub fn agree<T>(&self, what: &Op, got: &Result<T, FsError>, expected: Result<(), Errno>) {
         let got = got.as_ref().map(|_| ()).map_err(|e| e.errno());
         assert_eq!(got, expected, "{what:?}");
     }
 
-    fn attach(&mut self, op: &Op, got: Result<Attr, envelopefs::fs::FsError>, expected: Result<Id, Errno>) {
+    pub fn attach(&mut self, op: &Op, got: Result<Attr, FsError>, expected: Result<Id, Errno>) {
         self.agree(op, &got, expected.map(|_| ()));
         if let (Ok(attr), Ok(id)) = (got, expected) {
             self.count(id, attr);
         }
     }
 
-    fn apply(&mut self, op: &Op) {
+    pub fn apply(&mut self, op: &Op) {
         match op {
             Op::Create { dir, name, keep_open } => {
                 let (id, ino) = self.dir(*dir);
@@ -587,7 +182,7 @@ impl<S: Store> World<S> {
             }
             Op::Open { object, write, truncate } => {
                 let Some((id, ino)) = self.object(*object, |b| matches!(b, Body::File(_))) else { return };
-                let mode = OpenMode { read: true, write: *write, truncate: *truncate };
+                let mode = OpenMode { read: true, write: *write, truncate: *truncate, drop_privileges: false };
                 self.fs.open(ino, mode).expect("the file opens");
                 if *truncate {
                     self.model.content_mut(id).clear();
@@ -660,14 +255,14 @@ impl<S: Store> World<S> {
     }
 
     /// Files and directories: what `user.` attributes are for.
-    fn xattr_object(&mut self, which: usize, name: usize) -> Option<(Id, Ino)> {
+    pub fn xattr_object(&mut self, which: usize, name: usize) -> Option<(Id, Ino)> {
         if name >= self.xattrs {
             return None;
         }
         self.object(which, |b| matches!(b, Body::File(_) | Body::Directory(_)))
     }
 
-    fn resize(&mut self, op: &Op, object: usize, how: Resize, offset: u64, len: u64) {
+    pub fn resize(&mut self, op: &Op, object: usize, how: Resize, offset: u64, len: u64) {
         let Some((id, ino)) = self.object(object, |b| matches!(b, Body::File(_))) else { return };
         let (start, end) = (offset as usize, (offset + len) as usize);
         match how {
@@ -700,7 +295,7 @@ impl<S: Store> World<S> {
     }
 
     /// Gives back every lookup except those of open files and of the way to them.
-    fn forget(&mut self) {
+    pub fn forget(&mut self) {
         let open: Vec<Ino> = self.open.iter().map(|id| self.inos[id]).collect();
         let gone: Vec<Ino> = self.lookups.keys().copied().filter(|ino| !open.contains(ino)).collect();
         for ino in gone {
@@ -714,7 +309,7 @@ impl<S: Store> World<S> {
         }
     }
 
-    fn remount(&mut self, clean: bool) {
+    pub fn remount(&mut self, clean: bool) {
         if clean {
             for id in std::mem::take(&mut self.open) {
                 self.fs.release(self.inos[&id]);
@@ -728,12 +323,12 @@ impl<S: Store> World<S> {
         self.fs = mount((self.backing.tree)(), (self.backing.overflow)(), self.plain_names);
     }
 
-    fn compare(&mut self) {
+    pub fn compare(&mut self) {
         let mut inos = HashMap::new();
         self.compare_dir(0, ROOT, ROOT, &mut inos);
     }
 
-    fn compare_dir(&mut self, dir: Id, ino: Ino, parent: Ino, inos: &mut HashMap<Id, Ino>) {
+    pub fn compare_dir(&mut self, dir: Id, ino: Ino, parent: Ino, inos: &mut HashMap<Id, Ino>) {
         let handle = self.fs.opendir(ino).expect("the directory opens");
         let mut plain = Vec::new();
         // In small pieces, as a kernel with small buffers would.
@@ -785,7 +380,7 @@ impl<S: Store> World<S> {
         assert_eq!(numbers.len(), inos.len(), "one number, one object");
     }
 
-    fn compare_object(&self, id: Id, attr: &Attr) {
+    pub fn compare_object(&self, id: Id, attr: &Attr) {
         let object = &self.model.objects[id];
         let (st, ino) = (&attr.stat, attr.ino);
         assert_eq!(self.fs.getattr(ino).expect("attributes").stat.size, st.size);
@@ -794,7 +389,9 @@ impl<S: Store> World<S> {
                 assert_eq!(st.size, content.len() as u64, "size of object {id}");
                 let was_open = self.open.contains(&id);
                 if !was_open {
-                    self.fs.open(ino, OpenMode { read: true, write: false, truncate: false }).expect("it opens");
+                    self.fs
+                        .open(ino, OpenMode { read: true, write: false, truncate: false, drop_privileges: false })
+                        .expect("it opens");
                 }
                 let mut got = vec![0xee; content.len() + 10];
                 let n = self.fs.read(ino, 0, &mut got).expect("it reads");
@@ -828,7 +425,7 @@ impl<S: Store> World<S> {
     }
 
     /// Nothing of ours stays behind: per directory its id, per entry its companion at most; per long symlink one object.
-    fn check_leftovers(&self) {
+    pub fn check_leftovers(&self) {
         let (tree, overflow) = ((self.backing.tree)(), (self.backing.overflow)());
         let raw = count_raw(&tree, tree.root());
         // A ciphertext has 16 bytes more, base64url makes 4 characters of 3 bytes.
@@ -851,7 +448,7 @@ impl<S: Store> World<S> {
 }
 
 /// All entries below `dir`.
-fn count_raw<S: Store>(store: &S, dir: &S::Handle) -> usize {
+pub fn count_raw<S: Store>(store: &S, dir: &S::Handle) -> usize {
     let entries = store.list(dir).expect("a directory lists");
     let inside = entries.iter().filter(|e| e.kind == Kind::Directory).map(|entry| {
         let handle = store.pin(dir, &entry.name).expect("a directory is pinned");
@@ -860,7 +457,7 @@ fn count_raw<S: Store>(store: &S, dir: &S::Handle) -> usize {
     entries.len() + inside.sum::<usize>()
 }
 
-fn put(content: &mut Vec<u8>, offset: usize, data: &[u8]) {
+pub fn put(content: &mut Vec<u8>, offset: usize, data: &[u8]) {
     if data.is_empty() {
         return;
     }
@@ -868,44 +465,4 @@ fn put(content: &mut Vec<u8>, offset: usize, data: &[u8]) {
         content.resize(offset + data.len(), 0);
     }
     content[offset..offset + data.len()].copy_from_slice(data);
-}
-
-fn run<S: Store>(backing: Backing<S>, plain_names: bool, ops: &[Op]) {
-    let mut world = World::new(backing, plain_names);
-    for op in ops {
-        world.apply(op);
-    }
-    world.compare();
-    world.remount(true);
-    world.compare();
-    world.check_leftovers();
-}
-
-fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() }
-}
-
-proptest! {
-    #![proptest_config(cases(300))]
-
-    #[test]
-    fn behaves_like_the_reference(ops in prop::collection::vec(ops(), 1..120)) {
-        run(Backing::memory(), false, &ops);
-    }
-}
-
-proptest! {
-    #![proptest_config(cases(60))]
-
-    #[test]
-    fn behaves_like_the_reference_with_plain_names(ops in prop::collection::vec(ops(), 1..120)) {
-        run(Backing::memory(), true, &ops);
-    }
-
-    // A real file system uses inode numbers again.
-    #[test]
-    fn behaves_like_the_reference_on_disk(ops in prop::collection::vec(ops(), 1..120)) {
-        let dir = tempfile::tempdir().expect("a scratch directory");
-        run(Backing::disk(dir.path()), false, &ops);
-    }
 }

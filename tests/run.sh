@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# The test run: fetches what the system lacks (as root), then runs every test. Needs Rust; ends with cargo's summaries.
+#   tests/run.sh [ARGUMENTS OF cargo test]
+# ENVELOPEFS_TEST_SKIP_FUSE=1, ..._SKIP_ROOT=1, ..._SKIP_LOOP=1: skip, loudly, what this host cannot run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { echo "tests/run.sh: $*" >&2; }
+
+# Debian package of each command that the tests call.
+packages=()
+while read -r command package; do
+    command -v "$command" >/dev/null || packages+=("$package")
+done <<'END'
+fusermount3 fuse3
+setfacl acl
+setfattr attr
+mkfs.ext4 e2fsprogs
+sqlite3 sqlite3
+flock util-linux
+mount mount
+tar tar
+cc gcc
+END
+if ((${#packages[@]})); then
+    if ((EUID == 0)) && command -v apt-get >/dev/null; then
+        say "installing ${packages[*]}"
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+    else
+        say "please install: ${packages[*]}"
+        exit 1
+    fi
+fi
+
+if ((EUID == 0)); then
+    # Containers often lack what udev makes of the FUSE module.
+    [[ -e /dev/fuse ]] || modprobe fuse 2>/dev/null || true
+    [[ -e /dev/fuse ]] || mknod -m 0666 /dev/fuse c 10 229 || true
+    # The tests of unprivileged mounts need the mode that udev gives it.
+    [[ ! -e /dev/fuse ]] || chmod 0666 /dev/fuse
+else
+    say "NOT ROOT: tests of several users, devices and disk images are skipped"
+    export ENVELOPEFS_TEST_SKIP_ROOT=1 ENVELOPEFS_TEST_SKIP_LOOP=1
+fi
+[[ -e /dev/fuse || ${ENVELOPEFS_TEST_SKIP_FUSE:-} == 1 ]] || say "/dev/fuse is missing: the mount tests will fail"
+
+# Everything that the tests make lies here, so that nothing is left even where a test process is killed.
+work=$(mktemp -d "${TMPDIR:-/tmp}/envelopefs-run-XXXXXX")
+chmod 0755 "$work"
+export ENVELOPEFS_TEST_DIR=$work
+cleanup() {
+    awk -v below="$work/" 'index($2, below) == 1 { print $2 }' /proc/self/mounts | tac |
+        while read -r mount; do umount -l "$mount" 2>/dev/null || fusermount3 -uz "$mount" 2>/dev/null || true; done
+    rm -rf --one-file-system "$work"
+}
+trap cleanup EXIT
+
+if ((EUID == 0)); then
+    # Loop devices are not given to every container.
+    truncate -s 16M "$work/probe.img" && mkdir "$work/probe"
+    mkfs.ext4 -q -F "$work/probe.img"
+    if mount -o loop "$work/probe.img" "$work/probe" 2>/dev/null; then
+        umount "$work/probe"
+    else
+        say "NO LOOP DEVICES: tests of full disks, the root reserve and power cuts are skipped"
+        export ENVELOPEFS_TEST_SKIP_LOOP=1
+    fi
+fi
+
+# Mount tests wait for the kernel and for disks more than they compute.
+threads=$(($(nproc) * 2))
+((threads <= 16)) || threads=16
+timeout --kill-after=30 3000 cargo test --locked --no-fail-fast "$@" -- --test-threads="$threads"
