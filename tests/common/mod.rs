@@ -188,7 +188,11 @@ impl Volume {
         if baseline() {
             return Mount::plain(self, options);
         }
-        Mount::start(self, mountpoint, options)
+        Mount::start(self, &self.cipher, mountpoint, options)
+    }
+    /// Mounts another CIPHERDIR with this volume's configuration: a copy of it, say.
+    pub fn mount_other(&self, cipher: &Path, mountpoint: &Path) -> Mount {
+        Mount::start(self, cipher, mountpoint, &[])
     }
     /// The backing path of the object with this inode number (mounts show the backing inode's own).
     pub fn backing_of(&self, ino: u64) -> PathBuf {
@@ -253,7 +257,7 @@ impl Mount {
             _scratch: volume.scratch.clone(),
         }
     }
-    fn start(volume: &Volume, mountpoint: &Path, options: &[&str]) -> Self {
+    fn start(volume: &Volume, cipher: &Path, mountpoint: &Path, options: &[&str]) -> Self {
         let mut words = options.to_vec();
         if is_root() {
             words.push("allow_other");
@@ -262,7 +266,7 @@ impl Mount {
         if !words.is_empty() {
             arguments.extend(["-o".into(), words.join(",").into()]);
         }
-        arguments.extend([volume.cipher.clone().into(), mountpoint.to_owned().into()]);
+        arguments.extend([cipher.to_owned().into(), mountpoint.to_owned().into()]);
         Self::wait_until_up(volume, mountpoint, volume.command(arguments))
     }
     /// Starts a prepared foreground mount command (another user's, say) and waits until it answers.

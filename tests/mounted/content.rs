@@ -598,3 +598,18 @@ fn programs_run_from_the_mount() {
         std::process::Command::new(mount.join("script")).output().is_ok_and(|output| output.stdout == b"ran\n")
     });
 }
+
+#[test]
+fn reflinks_and_chattr_are_not_supported() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    let mount = volume.mount();
+    fs::write(mount.join("a"), b"content").unwrap();
+    let (from, to) = (File::open(mount.join("a")).unwrap(), create(&mount.join("b")));
+    assert_errno(rustix::fs::ioctl_ficlone(&to, &from), libc::EOPNOTSUPP);
+    // cp falls back to a copy.
+    tool("cp", &["--reflink=auto".as_ref(), mount.join("a").as_os_str(), mount.join("c").as_os_str()]);
+    assert_file(&mount.join("c"), b"content");
+    let flags = rustix::fs::ioctl_getflags(&from);
+    assert!(matches!(errno(flags), libc::ENOTTY | libc::EOPNOTSUPP | libc::ENOSYS));
+}

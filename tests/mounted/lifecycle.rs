@@ -442,3 +442,72 @@ fn the_background_commit_runs_by_itself() {
     mount.unmount();
     assert_all_committed(&volume);
 }
+
+#[test]
+fn either_of_two_keys_opens_the_volume() {
+    needs!(have_mount);
+    let volume = Volume::unmade(None);
+    let second = volume.scratch().join("second.json");
+    for keyfile in [&volume.keyfile, &second] {
+        volume.ok(["keygen".as_ref(), keyfile.as_os_str()]);
+    }
+    let (one, two) = (volume.cmk(), format!("keyfile://{}", second.display()));
+    let cipher = volume.cipher.as_os_str();
+    volume.ok(["init".as_ref(), "--cmk".as_ref(), one.as_ref(), "--cmk".as_ref(), two.as_ref(), cipher]);
+    let mount = volume.mount();
+    fs::write(mount.join("file"), b"content").unwrap();
+    mount.unmount();
+    for (lost, left) in [(&volume.keyfile, &two), (&second, &one)] {
+        let away = lost.with_extension("away");
+        fs::rename(lost, &away).unwrap();
+        let got = volume.ok(["cat".as_ref(), "--cmk".as_ref(), left.as_ref(), cipher, "file".as_ref()]);
+        assert_eq!(got, "content");
+        fs::rename(&away, lost).unwrap();
+    }
+}
+
+/// mount(8) and umount(8) call `/sbin/mount.fuse.envelopefs` and its twin with arguments of their own.
+#[test]
+fn helpers_of_mount_and_umount() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    let helper = |name: &str| {
+        let path = volume.scratch().join(name);
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_envelopefs"), &path).unwrap();
+        let mut command = Command::new(path);
+        command.env("ENVELOPEFS_CONFIG_DIR", &volume.config).stdin(Stdio::null());
+        command
+    };
+    let mut mount = helper("mount.fuse.envelopefs");
+    mount.args([volume.cipher.as_os_str(), volume.mountpoint.as_os_str(), "-o".as_ref(), "rw,noatime,nofail".as_ref()]);
+    let output = finish(&mut mount);
+    assert!(output.status.success(), "{}", text(&output));
+    fs::write(volume.mountpoint.join("file"), b"content").unwrap();
+    let output = finish(helper("umount.fuse.envelopefs").arg(&volume.mountpoint));
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(!is_mounted(&volume.mountpoint));
+}
+
+#[test]
+fn a_directory_open_to_others_is_warned_about() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    fs::set_permissions(&volume.cipher, fs::Permissions::from_mode(0o755)).unwrap();
+    let mount = volume.mount();
+    assert!(mount.log().contains("warn"), "{}", mount.log());
+    fs::write(mount.join("file"), b"content").unwrap();
+    mount.unmount();
+}
+
+#[test]
+fn sync_and_dirsync_options_work() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    let mount = volume.mount_with(&["sync", "dirsync"]);
+    fs::create_dir(mount.join("d")).unwrap();
+    fs::write(mount.join("d/file"), pattern(1, 50_000)).unwrap();
+    fs::rename(mount.join("d"), mount.join("e")).unwrap();
+    mount.kill();
+    let mount = volume.mount();
+    assert_file(&mount.join("e/file"), &pattern(1, 50_000));
+}

@@ -228,3 +228,34 @@ fn a_swapped_volume_file_is_refused() {
     assert!(!output.status.success(), "a root directory of another volume must not be served");
     assert!(!text(&output).contains("panicked"));
 }
+
+/// A backup is a copy of the encrypted directory, made by any tool that keeps symbolic links and attributes.
+#[test]
+fn a_copied_directory_is_the_same_volume() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    let mount = volume.mount();
+    fill(&mount.path);
+    mount.unmount();
+    let (copy, archive) = (volume.scratch().join("copy"), volume.scratch().join("archive.tar"));
+    tool("cp", &["-a".as_ref(), volume.cipher.as_os_str(), copy.as_os_str()]);
+    let restored = volume.scratch().join("restored");
+    fs::create_dir(&restored).unwrap();
+    // Without -S: the tails of files come back as zeros instead of holes.
+    let xattrs = OsStr::new("--xattrs");
+    tool(
+        "tar",
+        &[xattrs, "-cf".as_ref(), archive.as_os_str(), "-C".as_ref(), volume.scratch().as_os_str(), "cipher".as_ref()],
+    );
+    tool("tar", &[xattrs, "-xf".as_ref(), archive.as_os_str(), "-C".as_ref(), restored.as_os_str()]);
+    let original = volume.mount_with(&["ro"]);
+    for (index, directory) in [copy, restored.join("cipher")].iter().enumerate() {
+        let mountpoint = volume.scratch().join(format!("mnt{index}"));
+        fs::create_dir(&mountpoint).unwrap();
+        let mount = volume.mount_other(directory, &mountpoint);
+        compare(&original.path, &mount.path);
+        // It is a whole volume, not only a readable one.
+        fs::write(mount.join("new"), b"new").unwrap();
+        mount.unmount();
+    }
+}
