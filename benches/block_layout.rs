@@ -144,19 +144,19 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let base = args.first().map_or(PathBuf::from("/dev/shm"), PathBuf::from);
     let size = args.get(1).and_then(|a| a.parse::<usize>().ok()).unwrap_or(256) << 20;
-    let mut figures = [[[0f64; ROUNDS]; 4]; 2];
-    for round in 0..ROUNDS {
+    let mut figures: [[Vec<f64>; 4]; 2] = Default::default();
+    for _ in 0..ROUNDS {
         for (which, make) in [aligned as fn(&Path) -> Box<dyn Layout>, inline].into_iter().enumerate() {
             let dir = base.join(format!("block-layout-{}", std::process::id()));
             std::fs::create_dir(&dir).expect("scratch directory");
             let result = measure(&*make(&dir), size);
             std::fs::remove_dir_all(&dir).expect("remove scratch directory");
-            for (i, r) in result.into_iter().enumerate() {
-                figures[which][i][round] = r;
+            for (figure, r) in figures[which].iter_mut().zip(result) {
+                figure.push(r);
             }
         }
     }
-    let median = |mut r: [f64; ROUNDS]| {
+    let median = |r: &mut Vec<f64>| {
         r.sort_by(f64::total_cmp);
         r[ROUNDS / 2]
     };
@@ -164,7 +164,7 @@ fn main() {
     for (i, name) in
         ["sequential write", "sequential read", "random 4 KiB write", "random 4 KiB read"].iter().enumerate()
     {
-        let (a, b) = (median(figures[0][i]), median(figures[1][i]));
+        let (a, b) = (median(&mut figures[0][i]), median(&mut figures[1][i]));
         println!("{name:<22}{a:>14.0}{b:>14.0}{:>8.2}", a / b);
     }
 }

@@ -273,10 +273,10 @@ impl<S: Source> Exporter<'_, S> {
     /// Everything that is not a directory.
     fn object(&mut self, dest: &OwnedFd, item: &Item<S::Node>, path: &[u8]) -> Result<(), Trouble> {
         let name = item.name.as_slice();
-        if item.stat.nlink > 1 {
-            if let Some(first) = self.links.get(&item.stat.ino) {
-                return Ok(rustix::fs::linkat(&self.root_dest, first.as_slice(), dest, name, AtFlags::empty())?);
-            }
+        if item.stat.nlink > 1
+            && let Some(first) = self.links.get(&item.stat.ino)
+        {
+            return Ok(rustix::fs::linkat(&self.root_dest, first.as_slice(), dest, name, AtFlags::empty())?);
         }
         match item.stat.kind {
             Kind::File => self.file(dest, item, path)?,
@@ -374,17 +374,12 @@ impl<S: Source> Exporter<'_, S> {
         if self.is_root {
             rustix::fs::fchown(out, Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)))?;
         }
-        match &xattrs {
-            Ok(xattrs) => {
-                for xattr in xattrs {
-                    if let Err(e) = self.set_xattr(out, xattr) {
-                        let reason = format!("attribute {}: {e}", printable(&xattr.0));
-                        self.progress.line(&format!("{}: {reason}", printable(path)));
-                        self.outcome.incomplete.push(Problem { path: printable(path), reason });
-                    }
-                }
+        for xattr in xattrs.iter().flatten() {
+            if let Err(e) = self.set_xattr(out, xattr) {
+                let reason = format!("attribute {}: {e}", printable(&xattr.0));
+                self.progress.line(&format!("{}: {reason}", printable(path)));
+                self.outcome.incomplete.push(Problem { path: printable(path), reason });
             }
-            Err(_) => {}
         }
         rustix::fs::fchmod(out, Mode::from_raw_mode(stat.mode & 0o7777))?;
         rustix::fs::futimens(out, &times(stat))?;

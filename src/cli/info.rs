@@ -165,6 +165,7 @@ fn encrypted_file(file: &mut File) -> std::io::Result<Value> {
     let Some(geometry) = geometry(file)? else {
         return Ok(json!({ "kind": "unknown", "backing_size": backing_size, "state": "no header of envelopefs" }));
     };
+    let mut volume_id = None;
     let mut headers = serde_json::Map::new();
     for (name, slot) in [("a", 0u64), ("b", 1)] {
         let mut bytes = vec![0; geometry.slot_len()];
@@ -172,7 +173,10 @@ fn encrypted_file(file: &mut File) -> std::io::Result<Value> {
         bytes.truncate(read);
         bytes.resize(geometry.slot_len(), 0);
         let value = match Unverified::parse(&bytes, geometry) {
-            Ok(parsed) => header(parsed.claims()),
+            Ok(parsed) => {
+                volume_id.get_or_insert(HEXLOWER.encode(&parsed.claims().volume_id));
+                header(parsed.claims())
+            }
             Err(HeaderError::Empty) => json!("empty"),
             Err(e) => json!(e.to_string()),
         };
@@ -191,6 +195,8 @@ fn encrypted_file(file: &mut File) -> std::io::Result<Value> {
     };
     Ok(json!({
         "kind": "file",
+        "format": 1,
+        "volume_id": volume_id,
         "backing_size": backing_size,
         "header_pages": geometry.header_pages,
         "state": state,

@@ -198,7 +198,10 @@ mod tests {
         for name in ["security.selinux", "security.capability", "system.posix_acl_access", "system.posix_acl_default"] {
             assert_eq!(treatment(name.as_bytes()).ok(), Some(Treatment::Pass), "{name}");
         }
-        for name in ["user.", "trusted.", "system.nfs4_acl", "btrfs.compression", "", "x"] {
+        for name in ["user.", "trusted."] {
+            assert_eq!(treatment(name.as_bytes()).unwrap_err().errno(), libc::EINVAL, "{name}");
+        }
+        for name in ["system.nfs4_acl", "btrfs.compression", "", "x"] {
             assert_eq!(treatment(name.as_bytes()).unwrap_err().errno(), libc::EOPNOTSUPP, "{name}");
         }
     }

@@ -1,10 +1,10 @@
-//! Between FUSE's types and the filesystem's own: attributes, kinds, times, errno. Knows no operation.
+//! Between FUSE's types and the filesystem's own: attributes, kinds, modes, times, errno. Knows no operation.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, TimeOrNow};
 
-use crate::fs::{Attr, FsError};
+use crate::fs::{Attr, FsError, OpenMode};
 use crate::store::{Kind, SetTime, Timestamp};
 
 /// Block size that stat(2) reports; the kernel reads and writes through its page cache in its own units.
@@ -104,6 +104,26 @@ pub fn set_time(time: Option<TimeOrNow>) -> Option<SetTime> {
     })
 }
 
+/// Root (in place of CAP_FSETID, which a request does not tell) keeps set-id bits when it empties a file.
+pub fn open_mode(flags: i32, uid: u32) -> OpenMode {
+    let (read, write) = match OpenFlags(flags).acc_mode() {
+        OpenAccMode::O_RDONLY => (true, false),
+        OpenAccMode::O_WRONLY => (false, true),
+        OpenAccMode::O_RDWR => (true, true),
+    };
+    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0, drop_privileges: uid != 0 }
+}
+
+/// Names as listxattr(2) gives them: each with a NUL behind it.
+pub fn joined(names: &[Vec<u8>]) -> Vec<u8> {
+    let mut list = Vec::with_capacity(names.iter().map(|n| n.len() + 1).sum());
+    for name in names {
+        list.extend_from_slice(name);
+        list.push(0);
+    }
+    list
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,5 +165,22 @@ mod tests {
         assert_eq!(node_kind(libc::S_IFBLK), Some(Kind::BlockDevice));
         assert_eq!(node_kind(libc::S_IFDIR), None);
         assert_eq!(node_kind(libc::S_IFLNK), None);
+    }
+
+    #[test]
+    fn open_flags() {
+        let read = OpenMode { read: true, write: false, truncate: false, drop_privileges: false };
+        assert_eq!(open_mode(libc::O_RDONLY, 0), read);
+        assert_eq!(
+            open_mode(libc::O_WRONLY | libc::O_TRUNC, 1000),
+            OpenMode { read: false, write: true, truncate: true, drop_privileges: true }
+        );
+        assert_eq!(open_mode(libc::O_RDWR | libc::O_APPEND, 0), OpenMode { write: true, ..read });
+    }
+
+    #[test]
+    fn attribute_names_end_with_nul() {
+        assert_eq!(joined(&[b"user.a".to_vec(), b"security.b".to_vec()]), b"user.a\0security.b\0");
+        assert_eq!(joined(&[]), b"");
     }
 }

@@ -14,15 +14,15 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use zeroize::Zeroizing;
 
 use crate::file::Seek;
-use crate::fs::{Attr, Caller, Fs, FsError, OpenMode, ROOT, SetAttr};
+use crate::fs::{Attr, Caller, Fs, FsError, ROOT, SetAttr};
 use crate::store::{Kind, RenameMode, Store};
 use workers::{NotifierCell, Workers};
 
@@ -129,7 +129,9 @@ impl<S: Store> Adapter<S> {
         }
         let attr = self.fs.lookup(parent.0, name)?;
         let opened = match attr.stat.kind {
-            Kind::File => self.fs.open(attr.ino, open_mode(flags, by.uid)).and_then(|()| self.fs.getattr(attr.ino)),
+            Kind::File => {
+                self.fs.open(attr.ino, convert::open_mode(flags, by.uid)).and_then(|()| self.fs.getattr(attr.ino))
+            }
             Kind::Directory => Err(FsError::Errno(libc::EISDIR)),
             Kind::Symlink => Err(FsError::Errno(libc::ELOOP)),
             _ => Err(FsError::Errno(libc::EEXIST)),
@@ -143,15 +145,6 @@ impl<S: Store> Adapter<S> {
 
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
-}
-
-fn open_mode(flags: i32, uid: u32) -> OpenMode {
-    let (read, write) = match OpenFlags(flags).acc_mode() {
-        OpenAccMode::O_RDONLY => (true, false),
-        OpenAccMode::O_WRONLY => (false, true),
-        OpenAccMode::O_RDWR => (true, true),
-    };
-    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0, drop_privileges: uid != 0 }
 }
 
 fn empty(result: Result<(), FsError>, reply: ReplyEmpty) {
@@ -168,16 +161,6 @@ fn sized(value: &[u8], size: u32, reply: ReplyXattr) {
         Ok(len) if len <= size => reply.data(value),
         _ => reply.error(Errno::ERANGE),
     }
-}
-
-/// Names as listxattr(2) gives them: each with a NUL behind it.
-fn joined(names: &[Vec<u8>]) -> Vec<u8> {
-    let mut list = Vec::with_capacity(names.iter().map(|n| n.len() + 1).sum());
-    for name in names {
-        list.extend_from_slice(name);
-        list.push(0);
-    }
-    list
 }
 
 fn is_control(ino: INodeNo, name: &OsStr) -> bool {
@@ -315,14 +298,13 @@ impl<S: Store> Filesystem for Adapter<S> {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let mode = open_mode(flags.0, request.uid());
+        let mode = convert::open_mode(flags.0, request.uid());
         match self.fs.open(ino.0, mode) {
-            Ok(()) => {
-                if mode.truncate && mode.drop_privileges {
-                    self.workers.attributes_changed(ino.0);
-                }
-                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE)
+            // Set-id bits may be gone: the kernel must not go on with those it knows.
+            Ok(()) if mode.truncate && mode.drop_privileges => {
+                self.workers.opened(ino.0, FopenFlags::FOPEN_KEEP_CACHE, reply);
             }
+            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
             Err(e) => reply.error(convert::errno(&e)),
         }
     }
@@ -521,7 +503,7 @@ impl<S: Store> Filesystem for Adapter<S> {
             Ok(mut names) => {
                 // Which trusted attributes there are is for root alone (xattr(7)).
                 names.retain(|name| request.uid() == 0 || !name.starts_with(b"trusted."));
-                sized(&joined(&names), size, reply)
+                sized(&convert::joined(&names), size, reply)
             }
             Err(e) => reply.error(convert::errno(&e)),
         }
@@ -663,29 +645,6 @@ impl<S: Store> Filesystem for Adapter<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn open_flags() {
-        let mode = |flags| open_mode(flags, 0);
-        assert_eq!(
-            mode(libc::O_RDONLY),
-            OpenMode { read: true, write: false, truncate: false, drop_privileges: false }
-        );
-        assert_eq!(
-            mode(libc::O_WRONLY | libc::O_TRUNC),
-            OpenMode { read: false, write: true, truncate: true, drop_privileges: false }
-        );
-        assert_eq!(
-            mode(libc::O_RDWR | libc::O_APPEND),
-            OpenMode { read: true, write: true, truncate: false, drop_privileges: false }
-        );
-    }
-
-    #[test]
-    fn attribute_names_end_with_nul() {
-        assert_eq!(joined(&[b"user.a".to_vec(), b"security.b".to_vec()]), b"user.a\0security.b\0");
-        assert_eq!(joined(&[]), b"");
-    }
 
     #[test]
     fn control_attributes_are_on_the_root_only() {

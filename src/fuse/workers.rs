@@ -1,11 +1,11 @@
-//! What must not be done on an event loop: SEEK_DATA and SEEK_HOLE, a commit on request, invalidation of attributes.
-//! Knows the kernel's cache invalidation; no other operation.
+//! Replies that must not be given from an event loop: SEEK_DATA and SEEK_HOLE, an open that changed attributes, and a
+//! commit on request. Knows the kernel's cache invalidation; no other operation.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use fuser::{Errno, INodeNo, Notifier, ReplyEmpty, ReplyLseek};
+use fuser::{Errno, FileHandle, FopenFlags, INodeNo, Notifier, ReplyEmpty, ReplyLseek, ReplyOpen};
 use parking_lot::Mutex;
 
 use super::convert;
@@ -21,8 +21,8 @@ pub type NotifierCell = Arc<OnceLock<Notifier>>;
 
 enum Task {
     Seek { ino: Ino, whence: Seek, offset: u64, reply: ReplyLseek },
+    Opened { ino: Ino, flags: FopenFlags, reply: ReplyOpen },
     Commit { reply: ReplyEmpty },
-    AttributesChanged { ino: Ino },
 }
 
 /// A few threads beside the event loops. They end when this is dropped.
@@ -54,9 +54,9 @@ impl Workers {
         let _ = self.queue.send(Task::Seek { ino, whence, offset, reply });
     }
 
-    /// The kernel's copy of an inode's attributes is stale: an open that emptied the file has changed its mode.
-    pub fn attributes_changed(&self, ino: Ino) {
-        let _ = self.queue.send(Task::AttributesChanged { ino });
+    /// Answers an open after the kernel has forgotten the inode's attributes, which the open changed.
+    pub fn opened(&self, ino: Ino, flags: FopenFlags, reply: ReplyOpen) {
+        let _ = self.queue.send(Task::Opened { ino, flags, reply });
     }
 
     pub fn commit(&self, reply: ReplyEmpty) {
@@ -69,10 +69,10 @@ fn run<S: Store>(fs: &Fs<S>, notifier: &NotifierCell, flush_before_seek: bool, t
         Task::Seek { ino, whence, offset, reply } => {
             // The kernel does not write dirty pages before it asks; they would look like holes. Invalidating writes them
             // first. It must not be called from an event loop, which has to take those very writes.
-            if let (true, Some(notifier)) = (flush_before_seek, notifier.get()) {
-                if let Err(e) = notifier.inval_inode(INodeNo(ino), 0, 0) {
-                    log::warn!("cannot flush inode {ino} before a seek: {e}");
-                }
+            if let (true, Some(notifier)) = (flush_before_seek, notifier.get())
+                && let Err(e) = notifier.inval_inode(INodeNo(ino), 0, 0)
+            {
+                log::warn!("cannot flush inode {ino} before a seek: {e}");
             }
             match fs.seek(ino, whence, offset) {
                 Ok(found) => match i64::try_from(found) {
@@ -82,11 +82,12 @@ fn run<S: Store>(fs: &Fs<S>, notifier: &NotifierCell, flush_before_seek: bool, t
                 Err(e) => reply.error(convert::errno(&e)),
             }
         }
-        Task::AttributesChanged { ino } => {
-            // A negative offset means the attributes alone.
+        Task::Opened { ino, flags, reply } => {
+            // A negative offset means attributes alone.
             if let Some(Err(e)) = notifier.get().map(|n| n.inval_inode(INodeNo(ino), -1, 0)) {
-                log::warn!("cannot refresh the attributes of inode {ino}: {e}");
+                log::warn!("cannot invalidate attributes of inode {ino}: {e}");
             }
+            reply.opened(FileHandle(0), flags);
         }
         Task::Commit { reply } => match fs.commit() {
             Ok(()) => reply.ok(),

@@ -28,10 +28,16 @@ use crate::sys::limits;
 const READINESS: Duration = Duration::from_secs(30);
 /// How long a terminated daemon waits for open files to be closed before it goes all the same.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a mount that is gone from its place may need to end its session.
+const UNMOUNTED_ALREADY: Duration = Duration::from_secs(2);
 /// Least pause after a failed commit.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
 /// Read-ahead in KiB that the mount's own device gets: large sequential reads arrive in requests of this size.
 const READ_AHEAD_KIB: &str = "1024";
+
+fn ending_signals() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
+}
 
 /// Before any key is in memory: no core dumps, no tracing, all the descriptors we may have. Returns their number.
 pub fn harden() -> u64 {
@@ -64,6 +70,8 @@ pub struct Running {
     session: JoinHandle<io::Result<()>>,
     committer: Option<Committer>,
     mountpoint: PathBuf,
+    /// Not read-only.
+    writes: bool,
     /// Keeps fusermount3 waiting, with `auto_unmount`.
     _keeper: Option<std::os::fd::OwnedFd>,
     /// Holds the lock.
@@ -80,8 +88,7 @@ pub fn start(
     descriptors: u64,
 ) -> Result<Running, MountError> {
     refuse_overlap(dir.path(), mountpoint)?;
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
-    signals.thread_block().map_err(|e| MountError::Other(format!("cannot block signals: {e}")))?;
+    ending_signals().thread_block().map_err(|e| MountError::Other(format!("cannot block signals: {e}")))?;
     if !options.read_only {
         // What an earlier owner wrote and did not sync, is durable before anything builds on it.
         rustix::fs::syncfs(&dir).map_err(|e| {
@@ -116,36 +123,81 @@ pub fn start(
     let KernelMount { device, keeper } =
         kernel::mount(dir.path(), mountpoint, options, allow_other).map_err(MountError::Mountpoint)?;
     // Gone unless everything below succeeds.
-    let undo = Undo { source: dir.path(), mountpoint: Some(mountpoint) };
+    let undo = Undo { mountpoint: Some(mountpoint) };
 
     let loops = Loops { count: event_loops(), own_queues: kernel::can_clone_device() };
     let session = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
-
-    let committer =
-        if options.read_only { None } else { Some(Committer::start(fs.clone(), options.commit).map_err(failed)?) };
-    let device = match await_answer(mountpoint) {
-        Ok(device) => device,
-        Err(e) => {
-            // Somebody may have used it already: what he wrote is committed all the same.
-            drop(undo);
-            abandon(&fs, &session, committer);
-            return Err(e);
-        }
-    };
-    if rustix::process::geteuid().is_root() {
-        let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", device.0, device.1);
-        if let Err(e) = fs::write(&path, READ_AHEAD_KIB) {
-            log::info!("{path}: {e}");
-        }
-    }
-    let terminator =
-        Terminator { fs: fs.clone(), mountpoint: mountpoint.to_path_buf(), device, writes: !options.read_only };
-    thread::Builder::new().name("signals".into()).spawn(move || terminator.run(&signals)).map_err(failed)?;
     undo.keep();
-    Ok(Running { fs, session, committer, mountpoint: mountpoint.to_path_buf(), _keeper: keeper, _dir: dir })
+
+    let mut running = Running {
+        fs,
+        session,
+        committer: None,
+        mountpoint: mountpoint.to_path_buf(),
+        writes: !options.read_only,
+        _keeper: keeper,
+        _dir: dir,
+    };
+    match running.settle(options) {
+        Ok(()) => Ok(running),
+        // Somebody who was quick may have written already.
+        Err(e) => Err(running.abandon(e)),
+    }
 }
 
 impl Running {
+    /// The first answer through the kernel, then everything that a mount needs beside its session. A mount that was used and
+    /// unmounted again before this looked is no failure.
+    fn settle(&mut self, options: &MountOptions) -> Result<(), MountError> {
+        let device = match await_answer(&self.mountpoint) {
+            Ok(device) => device,
+            Err(e) if !self.ended_within(UNMOUNTED_ALREADY) => return Err(e),
+            Err(_) => return Ok(()),
+        };
+        let failed = |e: io::Error| MountError::Mountpoint(format!("cannot serve {}: {e}", self.mountpoint.display()));
+        if rustix::process::geteuid().is_root() {
+            let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", device.0, device.1);
+            if let Err(e) = fs::write(&path, READ_AHEAD_KIB) {
+                log::info!("{path}: {e}");
+            }
+        }
+        if self.writes {
+            self.committer = Some(Committer::start(self.fs.clone(), options.commit).map_err(failed)?);
+        }
+        let terminator =
+            Terminator { fs: self.fs.clone(), mountpoint: self.mountpoint.clone(), device, writes: self.writes };
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || terminator.run(&ending_signals()))
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    fn ended_within(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        while !self.session.is_finished() {
+            if start.elapsed() >= limit {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Undoes a start that failed halfway.
+    fn abandon(self, error: MountError) -> MountError {
+        if let Err(e) = kernel::unmount(&self.mountpoint, true) {
+            log::warn!("cannot unmount {}: {e}", self.mountpoint.display());
+        }
+        self.ended_within(GRACE);
+        if self.writes
+            && let Err(e) = last_commit(&self.fs)
+        {
+            log::error!("code=commit the last commit failed: {e}");
+        }
+        error
+    }
+
     /// Serves until the mount is gone, then commits for the last time. An error means that written data may be lost.
     pub fn serve(self) -> Result<(), MountError> {
         log::info!("mounted");
@@ -158,6 +210,8 @@ impl Running {
         }
         if let Some(committer) = self.committer {
             committer.stop();
+        }
+        if self.writes {
             last_commit(&self.fs).map_err(|e| {
                 log::error!("code=commit the last commit failed: {e}");
                 MountError::Other(format!(
@@ -177,23 +231,8 @@ fn last_commit(fs: &Fs<DiskStore>) -> crate::fs::Result<()> {
     if fs.needs_commit() { fs.commit() } else { Ok(()) }
 }
 
-/// A mount that never became ready: waits for its session to end, then commits.
-fn abandon(fs: &Fs<DiskStore>, session: &JoinHandle<io::Result<()>>, committer: Option<Committer>) {
-    let start = Instant::now();
-    while !session.is_finished() && start.elapsed() < GRACE {
-        thread::sleep(Duration::from_millis(10));
-    }
-    if let Some(committer) = committer {
-        committer.stop();
-        if let Err(e) = last_commit(fs) {
-            log::error!("code=commit the last commit failed: {e}");
-        }
-    }
-}
-
 /// Unmounts when start fails halfway.
 struct Undo<'a> {
-    source: &'a Path,
     mountpoint: Option<&'a Path>,
 }
 
@@ -205,11 +244,7 @@ impl Undo<'_> {
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
-        // Only ours: it may be gone already, and another one in its place.
-        let is_ours = |mountpoint: &Path| {
-            kernel::mounts_of(self.source).is_ok_and(|mounts| mounts.iter().any(|m| m.mountpoint == mountpoint))
-        };
-        if let Some(mountpoint) = self.mountpoint.filter(|m| is_ours(m))
+        if let Some(mountpoint) = self.mountpoint
             && let Err(e) = kernel::unmount(mountpoint, true)
         {
             log::warn!("cannot unmount {}: {e}", mountpoint.display());
@@ -254,7 +289,7 @@ fn await_answer(mountpoint: &Path) -> Result<(u32, u32), MountError> {
     let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
     match kernel::mount_at(mountpoint) {
         Ok(Some(entry)) if entry.fs_type == kernel::FS_TYPE && entry.device == device => Ok(device),
-        Ok(_) => Err(failed("it was unmounted or covered meanwhile".into())),
+        Ok(_) => Err(failed("another mount is in its place".into())),
         Err(e) => Err(failed(e.to_string())),
     }
 }

@@ -1,3 +1,5 @@
+//! Tests of the keyfile: creation, states, versions, passphrases, damage.
+
 use super::*;
 use crate::keys::{open_cmk, open_cmks, uri::CmkUri};
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+//! Tests of the key tree: branches, slots, single flight, allow-list.
+
 use super::*;
 use crate::format::{geometry::Geometry, volume::key_commitment};
 use crate::keys::test_cmk::{Mood, TestCmk};

@@ -1,3 +1,5 @@
+//! Tests of the records of this host: concurrency, damage, modes.
+
 use super::*;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 

@@ -1,3 +1,5 @@
+//! Tests of unlocking a volume: several CMKs, pinned commitments, contradictions.
+
 use super::*;
 use crate::keys::{
     keyring::KeyPolicy,
