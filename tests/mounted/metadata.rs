@@ -441,6 +441,21 @@ fn atime_set_by_hand_stays() {
     assert_eq!(atime(&mount.join("file")), (1000, 1));
     read_write(&mount.join("file")).write_all_at(b"x", 0).unwrap();
 }
+/// The backing store's relatime: an access time older than the modification is moved by a read.
+#[test]
+fn atime_moves_as_relatime_says() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    let mount = volume.mount();
+    fs::write(mount.join("file"), pattern(1, 10_000)).unwrap();
+    set_times(&mount.join("file"), (1000, 0), (2000, 0));
+    mount.unmount();
+    let mount = volume.mount();
+    fs::read(mount.join("file")).unwrap();
+    assert!(atime(&mount.join("file")).0 > 1_600_000_000, "{:?}", atime(&mount.join("file")));
+    assert_eq!(mtime(&mount.join("file")), (2000, 0));
+}
+
 /// Both times at once, links not followed; five nanoseconds mark times that were set by hand.
 pub fn set_times_result(path: &Path, seconds: i64) -> std::io::Result<()> {
     let time = Timespec { tv_sec: seconds, tv_nsec: 5 };
