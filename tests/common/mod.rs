@@ -28,7 +28,11 @@ pub const DATA_START: u64 = 2 * PAGE;
 
 /// How long anything may take before the harness calls it a hang.
 const HANG: Duration = Duration::from_secs(300);
-const BINARY: &str = env!("CARGO_BIN_EXE_envelopefs");
+
+/// The command under test. `ENVELOPEFS_TEST_BINARY`: a copy of it that another user can reach.
+pub fn binary() -> PathBuf {
+    std::env::var_os("ENVELOPEFS_TEST_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_envelopefs").into(), PathBuf::from)
+}
 
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -153,7 +157,7 @@ impl Volume {
     }
     /// `envelopefs` with this volume's configuration directory and without the caller's environment of that kind.
     pub fn command<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, arguments: I) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command.args(arguments).env("ENVELOPEFS_CONFIG_DIR", &self.config).stdin(Stdio::null());
         command
     }
@@ -218,8 +222,14 @@ impl Volume {
 pub fn finish(command: &mut Command) -> Output {
     let stdout = tempfile::NamedTempFile::new().unwrap();
     let stderr = tempfile::NamedTempFile::new().unwrap();
+    command.stdout(stdout.reopen().unwrap()).stderr(stderr.reopen().unwrap());
+    // ETXTBSY: a child that another test forked may hold a program that was just copied open for a moment.
+    let started = eventually_some(Duration::from_secs(10), || match command.spawn() {
+        Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => None,
+        other => Some(other),
+    });
     let mut child =
-        command.stdout(stdout.reopen().unwrap()).stderr(stderr.reopen().unwrap()).spawn().expect("cannot start");
+        started.expect("the program stays busy").unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
     let status = wait_for(&mut child).unwrap_or_else(|| {
         let _ = child.kill();
         panic!("{command:?} hangs:\n{}", fs::read_to_string(stderr.path()).unwrap_or_default())

@@ -491,14 +491,7 @@ fn few_descriptors_are_enough() {
     let volume = Volume::new();
     let start = || {
         let mut command = Command::new("prlimit");
-        command.args([
-            "--nofile=256:256",
-            env!("CARGO_BIN_EXE_envelopefs"),
-            "mount",
-            "--foreground",
-            "-o",
-            "commit=300",
-        ]);
+        command.arg("--nofile=256:256").arg(binary()).args(["mount", "--foreground", "-o", "commit=300"]);
         command.args([&volume.cipher, &volume.mountpoint]).env("ENVELOPEFS_CONFIG_DIR", &volume.config);
         Mount::wait_until_up(&volume, &volume.mountpoint, command)
     };

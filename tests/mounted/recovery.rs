@@ -248,7 +248,7 @@ fn a_copied_directory_is_the_same_volume() {
         "tar",
         &[xattrs, "-cf".as_ref(), archive.as_os_str(), "-C".as_ref(), volume.scratch().as_os_str(), "cipher".as_ref()],
     );
-    tool("tar", &[xattrs, "-xf".as_ref(), archive.as_os_str(), "-C".as_ref(), restored.as_os_str()]);
+    tool("tar", &[xattrs, "-xpf".as_ref(), archive.as_os_str(), "-C".as_ref(), restored.as_os_str()]);
     let original = volume.mount_with(&["ro"]);
     for (index, directory) in [copy, restored.join("cipher")].iter().enumerate() {
         let mountpoint = volume.scratch().join(format!("mnt{index}"));

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, chown, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{Mode, OFlags, mkdir};
@@ -28,7 +28,7 @@ impl Home {
         device.expect("/dev/fuse must be open to every user, as udev makes it: chmod 0666 /dev/fuse");
         let volume = Volume::unmade(None);
         let binary = volume.scratch().join("envelopefs");
-        fs::copy(env!("CARGO_BIN_EXE_envelopefs"), &binary).unwrap();
+        fs::copy(crate::common::binary(), &binary).unwrap();
         chmod(&binary, 0o755);
         for path in [volume.scratch(), &volume.config, &volume.mountpoint] {
             chown(path, Some(NOBODY.uid), Some(NOBODY.gid)).unwrap();
@@ -45,12 +45,7 @@ impl Home {
         command
     }
     fn ok(&self, arguments: &[PathBuf]) {
-        // ETXTBSY: another test's forked child may hold the fresh copy open for a moment.
-        let output = eventually_some(std::time::Duration::from_secs(5), || {
-            let mut command = self.command(arguments);
-            command.output().ok()
-        });
-        let output = output.expect("cannot run the command");
+        let output = finish(&mut self.command(arguments));
         assert!(output.status.success(), "{}", text(&output));
     }
     fn mount(&self) -> Mount {
@@ -184,4 +179,30 @@ fn a_cipherdir_of_another_user_is_not_opened() {
     let output = finish(&mut command);
     assert!(!output.status.success(), "{}", text(&output));
     assert!(!text(&output).contains("panicked"));
+}
+
+/// Runs every test that needs no root once more, as a user without privileges.
+#[test]
+fn other_themes_hold_for_an_unprivileged_user() {
+    needs!(have_mount, have_root);
+    let scratch = scratch();
+    let copy = |from: &Path, name: &str| {
+        let to = scratch.path().join(name);
+        fs::copy(from, &to).unwrap();
+        chmod(&to, 0o755);
+        to
+    };
+    let (tests, command) = (copy(&std::env::current_exe().unwrap(), "tests"), copy(&binary(), "envelopefs"));
+    let work = scratch.path().join("work");
+    fs::create_dir(&work).unwrap();
+    chown(&work, Some(NOBODY.uid), Some(NOBODY.gid)).unwrap();
+    let mut run = NOBODY.command(tests);
+    run.args(["--test-threads=4", "--skip", "big_directory"]).current_dir(&work).env("HOME", &work);
+    run.env("ENVELOPEFS_TEST_DIR", &work).env("ENVELOPEFS_TEST_BINARY", command);
+    run.env("ENVELOPEFS_TEST_SKIP_ROOT", "1").env("ENVELOPEFS_TEST_SKIP_LOOP", "1");
+    let output = finish(&mut run);
+    let text = text(&output);
+    let failures = text.find("\nfailures:\n").map_or("", |at| &text[at..]);
+    assert!(output.status.success(), "{}\n{failures}", output.status);
+    assert!(text.contains("test result: ok") && !text.contains(" 0 passed"), "{text}");
 }
