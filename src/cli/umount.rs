@@ -54,7 +54,7 @@ impl Umount {
         }
         kernel::unmount(&path, false).map_err(|e| match e.kind() {
             io::ErrorKind::ResourceBusy => Failure::new(
-                exit::MOUNTPOINT,
+                exit::BUSY,
                 format!(
                     "{0} is in use: open files or a working directory in it. Who it is: fuser -vm {1} (or: lsof {1})",
                     path.display(),
