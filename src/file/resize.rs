@@ -216,7 +216,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             let to = if head.0 == end / P { (end % P) as usize } else { PLAIN };
             self.zero_within(st, head.0, head.1, to)?;
         }
-        if end < size && end % P != 0 && (end / P != head.0 || head.1 == 0) {
+        if end < size && !end.is_multiple_of(P) && (end / P != head.0 || head.1 == 0) {
             self.zero_within(st, end / P, 0, (end % P) as usize)?;
         }
         if first < past {

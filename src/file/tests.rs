@@ -570,6 +570,7 @@ fn the_last_block_is_the_only_short_one() {
 #[test]
 fn a_failed_operation_leaves_old_or_new_content_and_a_usable_file() {
     type Change = fn(&EncryptedFile<MemoryFile>) -> Result<(), FileError>;
+    type Start = fn(&EncryptedFile<MemoryFile>);
     let changes: [(&str, Change); 8] = [
         ("append", |f| f.write(P + 100, &pattern(2 * PLAIN, 8))),
         ("overwrite", |f| f.write(10, &pattern(PLAIN, 8))),
@@ -580,7 +581,7 @@ fn a_failed_operation_leaves_old_or_new_content_and_a_usable_file() {
         ("punch", |f| f.fallocate(Fallocate::PunchHole, 5, P)),
         ("allocate", |f| f.fallocate(Fallocate::Allocate { keep_size: false }, 0, 6 * P)),
     ];
-    let starts: [(&str, fn(&EncryptedFile<MemoryFile>)); 4] = [
+    let starts: [(&str, Start); 4] = [
         ("empty", |_| ()),
         ("unsynced", |f| f.write(0, &pattern(PLAIN + 100, 1)).unwrap()),
         ("synced", |f| {

@@ -44,6 +44,9 @@ pub fn harden() -> u64 {
     if let Err(e) = limits::forbid_dumps() {
         log::warn!("core dumps cannot be forbidden: {e}");
     }
+    if let Err(e) = limits::raise_file_size_limit() {
+        log::warn!("the limit of file sizes cannot be raised: {e}");
+    }
     limits::raise_descriptor_limit().unwrap_or_else(|e| {
         log::warn!("the limit of open files cannot be raised: {e}");
         1024

@@ -2,19 +2,12 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-
-use rustix::fs::{Mode, OFlags};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// `/proc/self/fd/N`: a link that leads to the very object behind `fd`, even where it has no name any more (proc(5)).
 /// Following it stops at the object, also where that is a symbolic link.
 pub fn path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
-}
-
-/// Opens the object behind `fd` anew. Access is checked again; ELOOP for a symbolic link.
-pub fn reopen(fd: impl AsFd, flags: OFlags) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path(fd.as_fd()), flags | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// fchmodat2(2), Linux 6.6: sets permission bits without following a link; with an empty `name`, those of `dir` itself,

@@ -25,9 +25,18 @@ pub(super) fn restore_dump_ban() -> io::Result<()> {
 
 /// Raises the soft limit of open descriptors to the hard one; returns the limit in force.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
-    let limit = getrlimit(Resource::Nofile);
+    raise(Resource::Nofile)
+}
+
+/// Raises the soft limit of file sizes to the hard one: a caller's `ulimit -f` must not cut a block in half.
+pub fn raise_file_size_limit() -> io::Result<u64> {
+    raise(Resource::Fsize)
+}
+
+fn raise(resource: Resource) -> io::Result<u64> {
+    let limit = getrlimit(resource);
     if limit.current != limit.maximum {
-        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+        setrlimit(resource, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
     }
     Ok(limit.maximum.unwrap_or(u64::MAX))
 }

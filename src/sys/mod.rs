@@ -6,5 +6,4 @@ pub mod descriptor;
 pub mod identity;
 pub mod limits;
 pub mod lock;
-pub mod memory;
 pub mod process;

@@ -342,7 +342,7 @@ fn a_host_without_a_record_is_told_the_command() {
     // A record that says another commitment: this is not the volume that was made here.
     let text = String::from_utf8(saved).unwrap();
     let line = text.lines().find(|line| line.starts_with("commitment")).expect("a commitment is recorded");
-    let flipped = line.replace(|c: char| c == '0' || c == '1', "7");
+    let flipped = line.replace(['0', '1'], "7");
     fs::write(&records, text.replace(line, &flipped)).unwrap();
     volume.fails(3, [mount, cipher, mountpoint]);
     fs::write(&records, text).unwrap();

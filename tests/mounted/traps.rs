@@ -97,6 +97,17 @@ fn trap_03_writeback_of_neighbouring_pages() {
     });
     let model: Vec<u8> = (0..PAGES).flat_map(|page| pattern(900 + page as u64, 4096)).collect();
     assert_file(&path, &model);
+    // A long run is written back in several requests at once; where one ends and the next begins they share a block.
+    let long = create(&mount.join("long"));
+    for round in 0..6 {
+        let content = pattern(round, 12 << 20);
+        long.write_all_at(&content, 0).unwrap();
+        long.sync_data().unwrap();
+        // What the daemon has, not what the page cache has.
+        rustix::fs::fadvise(&long, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        assert_file(&mount.join("long"), &content);
+    }
+    drop(long);
     mount.unmount();
     let mount = volume.mount();
     assert_file(&mount.join("file"), &model);
