@@ -22,6 +22,7 @@ mount mount
 tar tar
 cc gcc
 END
+[[ -e /usr/include/stdio.h ]] || packages+=(libc6-dev)
 if ((${#packages[@]})); then
     if ((EUID == 0)) && command -v apt-get >/dev/null; then
         say "installing ${packages[*]}"
