@@ -177,6 +177,19 @@ impl Volume {
         assert!(!message.trim().is_empty(), "a failure must say why");
         message
     }
+    /// Unmounts by the command. Children that other tests fork hold copies of our descriptors until they exec: busy then
+    /// means "in a moment".
+    pub fn umount(&self) {
+        self.umount_at(&self.mountpoint);
+    }
+    pub fn umount_at(&self, mountpoint: &Path) {
+        let done = eventually_some(Duration::from_secs(10), || {
+            let output = self.run(["umount".as_ref(), mountpoint.as_os_str()]);
+            (output.status.code() != Some(6)).then_some(output)
+        });
+        let output = done.expect("the mount stays busy");
+        assert!(output.status.success(), "{}", text(&output));
+    }
     pub fn mount(&self) -> Mount {
         self.mount_with(&[])
     }

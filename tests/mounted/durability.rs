@@ -24,6 +24,11 @@ enum Op {
 const NAMES: usize = 5;
 type Files = BTreeMap<usize, Vec<u8>>;
 
+/// Every second name is long, so that it has a companion below.
+fn path_of(directory: &Path, name: usize) -> PathBuf {
+    directory.join(format!("f{name}{}", if name.is_multiple_of(2) { String::new() } else { "L".repeat(240) }))
+}
+
 impl Op {
     fn random(random: &mut Random, files: &Files) -> Self {
         let name = random.below(NAMES as u64) as usize;
@@ -49,7 +54,7 @@ impl Op {
     }
     /// The operation with every fsync that makes it durable.
     fn run(&self, directory: &Path) -> std::io::Result<()> {
-        let at = |name: &usize| directory.join(format!("f{name}"));
+        let at = |name: &usize| path_of(directory, *name);
         let sync_directory = || File::open(directory)?.sync_all();
         match self {
             Op::Write { name, offset, len, seed } => {
@@ -125,7 +130,7 @@ impl Journal {
             op.apply(&mut next);
         }
         for name in 0..NAMES {
-            let path = directory.join(format!("f{name}"));
+            let path = path_of(directory, name);
             let (old, new) = (self.acknowledged.get(&name), next.get(&name));
             // Every byte must be readable in any case: what was never synced is never EIO.
             let got = match fs::read(&path) {
@@ -455,4 +460,70 @@ fn check_database(path: &Path, committed: u64) {
     assert_eq!(lines.next(), Some("ok"), "{answer}");
     let last: u64 = lines.next().unwrap().parse().unwrap();
     assert!(last >= committed, "{last} rows survive, {committed} were committed");
+}
+
+#[test]
+fn msync_and_direct_writes_survive_kill_9() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    let mount = volume.mount();
+    let mapped = super::content::create(&mount.join("mapped"));
+    mapped.set_len(20_000).unwrap();
+    let mut mapping = crate::common::sys::Mapping::shared(&mapped, 20_000).unwrap();
+    mapping.store(0, &pattern(1, 20_000));
+    mapping.sync().unwrap();
+    let open = |name: &str| {
+        let flags = libc::O_DIRECT | libc::O_DSYNC;
+        OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(mount.join(name)).unwrap()
+    };
+    open("direct").write_all_at(&pattern(2, 12_345), 0).unwrap();
+    drop(mapping);
+    mount.kill();
+    let mount = volume.mount();
+    assert_file(&mount.join("mapped"), &pattern(1, 20_000));
+    assert_file(&mount.join("direct"), &pattern(2, 12_345));
+}
+
+/// Thousands of files that nobody syncs, on a daemon that may hold few descriptors: it commits early instead of failing.
+#[test]
+fn few_descriptors_are_enough() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    let start = || {
+        let mut command = Command::new("prlimit");
+        command.args([
+            "--nofile=256:256",
+            env!("CARGO_BIN_EXE_envelopefs"),
+            "mount",
+            "--foreground",
+            "-o",
+            "commit=300",
+        ]);
+        command.args([&volume.cipher, &volume.mountpoint]).env("ENVELOPEFS_CONFIG_DIR", &volume.config);
+        Mount::wait_until_up(&volume, &volume.mountpoint, command)
+    };
+    let mount = start();
+    for directory in 0..20 {
+        fs::create_dir(mount.join(format!("d{directory}"))).unwrap();
+    }
+    let path = |mount: &Mount, index: usize| mount.join(format!("d{}/f{index}", index % 20));
+    for index in 0..2000 {
+        fs::write(path(&mount, index), pattern(index as u64, 100 + index * 3)).unwrap();
+    }
+    // As many open at once as the limit leaves room for, in every second of them more is written.
+    let open: Vec<File> = (0..100).map(|index| super::content::read_write(&path(&mount, index))).collect();
+    for (index, file) in open.iter().enumerate().step_by(2) {
+        file.write_all_at(b"more", (100 + index * 3) as u64).unwrap();
+    }
+    drop(open);
+    mount.unmount();
+    let mount = start();
+    for index in 0..2000 {
+        let mut model = pattern(index as u64, 100 + index * 3);
+        if index < 100 && index.is_multiple_of(2) {
+            model.extend(b"more");
+        }
+        assert_file(&path(&mount, index), &model);
+    }
+    mount.unmount();
 }

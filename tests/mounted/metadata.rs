@@ -284,6 +284,11 @@ fn link_counts() {
     let mount = volume.mount();
     let nlink = |name: &str| fs::symlink_metadata(mount.join(name)).unwrap().nlink();
     fs::create_dir(mount.join("d")).unwrap();
+    if fs::metadata(&volume.cipher).unwrap().nlink() == 1 {
+        // btrfs does not count subdirectories, and neither do we then.
+        assert_eq!(nlink("d"), 1);
+        return;
+    }
     assert_eq!(nlink("d"), 2);
     fs::create_dir(mount.join("d/one")).unwrap();
     fs::create_dir(mount.join("d/two")).unwrap();
@@ -402,22 +407,24 @@ fn inotify_reports_changes() {
     fs::remove_file(mount.join("moved")).unwrap();
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut reader = inotify::Reader::new(&watcher, &mut buffer);
-    let mut seen = Vec::new();
-    while let Ok(event) = reader.next() {
-        let name = event.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        seen.push((event.events(), name));
-    }
     use inotify::ReadFlags;
-    for (what, name) in [
+    let mut missing = vec![
         (ReadFlags::CREATE, "file"),
         (ReadFlags::MODIFY, "file"),
         (ReadFlags::CLOSE_WRITE, "file"),
         (ReadFlags::MOVED_FROM, "file"),
         (ReadFlags::MOVED_TO, "moved"),
         (ReadFlags::DELETE, "moved"),
-    ] {
-        assert!(seen.iter().any(|(events, n)| events.contains(what) && n == name), "{what:?} {name}: {seen:?}");
-    }
+    ];
+    // The close comes when a child that another test forked has let go of its copy, under the name of that moment.
+    eventually("all events", || {
+        while let Ok(event) = reader.next() {
+            let name = event.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let any_name = event.events().contains(ReadFlags::CLOSE_WRITE);
+            missing.retain(|(what, wanted)| !(event.events().contains(*what) && (any_name || name == *wanted)));
+        }
+        missing.is_empty()
+    });
 }
 
 #[test]
@@ -436,6 +443,21 @@ fn atime_set_by_hand_stays() {
     assert_eq!(atime(&mount.join("file")), (1000, 1));
     read_write(&mount.join("file")).write_all_at(b"x", 0).unwrap();
 }
+/// The backing store's relatime: an access time older than the modification is moved by a read.
+#[test]
+fn atime_moves_as_relatime_says() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    let mount = volume.mount();
+    fs::write(mount.join("file"), pattern(1, 10_000)).unwrap();
+    set_times(&mount.join("file"), (1000, 0), (2000, 0));
+    mount.unmount();
+    let mount = volume.mount();
+    fs::read(mount.join("file")).unwrap();
+    assert!(atime(&mount.join("file")).0 > 1_600_000_000, "{:?}", atime(&mount.join("file")));
+    assert_eq!(mtime(&mount.join("file")), (2000, 0));
+}
+
 /// Both times at once, links not followed; five nanoseconds mark times that were set by hand.
 pub fn set_times_result(path: &Path, seconds: i64) -> std::io::Result<()> {
     let time = Timespec { tv_sec: seconds, tv_nsec: 5 };

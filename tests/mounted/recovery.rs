@@ -23,7 +23,8 @@ fn fill(root: &Path) {
     fs::write(root.join("n".repeat(255)), b"long name").unwrap();
     fs::write(root.join("directory/sub/\u{e9}\n strange"), b"strange name").unwrap();
     symlink("file1", root.join("directory/link")).unwrap();
-    symlink("t".repeat(3000), root.join("directory/long link")).unwrap();
+    // XFS keeps 1023 bytes: an export to it could not hold more.
+    symlink("t".repeat(1000), root.join("directory/long link")).unwrap();
     let sparse = super::content::create(&root.join("sparse"));
     sparse.set_len(50 << 20).unwrap();
     sparse.write_all_at(b"island", 20 << 20).unwrap();

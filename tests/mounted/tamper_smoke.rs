@@ -424,3 +424,49 @@ fn stray_objects_below_are_hidden() {
     assert_file(&mount.join("victim"), &pattern(1, SIZE));
     assert_eq!(mtime(&mount.join("victim")), before);
 }
+
+#[test]
+fn a_lost_companion_or_overflow_object_costs_its_entry_alone() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    let mount = volume.mount();
+    let long = "n".repeat(255);
+    fs::write(mount.join(&long), b"long name").unwrap();
+    fs::write(mount.join("good"), b"good").unwrap();
+    symlink("t".repeat(3000), mount.join("link")).unwrap();
+    mount.unmount();
+    for path in walk(&volume.cipher.join("overflow")) {
+        fs::remove_file(path).unwrap();
+    }
+    let companions =
+        walk(&volume.cipher.join("tree")).into_iter().filter(|path| path.to_str().unwrap().ends_with(".name"));
+    assert_eq!(companions.map(|path| fs::remove_file(path).unwrap()).count(), 1);
+    let mount = volume.mount();
+    assert_eq!(names(&mount.path), ["good", "link"]);
+    assert_errno(fs::read_link(mount.join("link")), libc::EIO);
+    assert!(mount.log().contains("code="), "{}", mount.log());
+    fs::remove_file(mount.join("link")).unwrap();
+    assert_file(&mount.join("good"), b"good");
+    // Not listed, but whoever knows the name has the file; and the name can be had again.
+    assert_file(&mount.join(&long), b"long name");
+    fs::remove_file(mount.join(&long)).unwrap();
+    fs::write(mount.join(&long), b"new").unwrap();
+    mount.unmount();
+    let mount = volume.mount();
+    assert_file(&mount.join(&long), b"new");
+    assert_eq!(names(&mount.path).len(), 2);
+}
+
+#[test]
+fn a_root_without_its_id_is_not_mounted() {
+    needs!(have_mount);
+    let scene = Scene::new();
+    let id = scene.volume.cipher.join("tree/.envelopefs.dir");
+    let record = fs::read_link(&id).unwrap();
+    fs::remove_file(&id).unwrap();
+    let arguments = ["mount".as_ref(), scene.volume.cipher.as_os_str(), scene.volume.mountpoint.as_os_str()];
+    scene.volume.fails(3, arguments);
+    assert!(fs::symlink_metadata(&id).is_err(), "an id is never made anew");
+    symlink(record, &id).unwrap();
+    assert_file(&scene.mount().join("other"), &pattern(2, SIZE));
+}
