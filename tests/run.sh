@@ -73,4 +73,9 @@ fi
 # Mount tests wait for the kernel and for disks more than they compute.
 threads=$(($(nproc) * 2))
 ((threads <= 16)) || threads=16
-timeout --kill-after=30 3000 cargo test --locked --no-fail-fast "$@" -- --test-threads="$threads"
+status=0
+timeout --kill-after=30 3000 cargo test --locked --no-fail-fast "$@" -- --test-threads="$threads" | tee "$work/log" || status=$?
+# One line for all test binaries.
+awk '/^test result:/ { passed += $4; failed += $6; skipped += $8 }
+    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$work/log"
+exit $status

@@ -43,8 +43,8 @@ Exit codes:
   2  wrong usage
   3  volume: missing, malformed, or contradicting what this host recorded
   4  key: CMK not configured, refused, unreachable, wrong passphrase
-  5  mountpoint or FUSE; umount: the mount is in use
-  6  busy: the encrypted directory belongs to another mount, or its process has not finished
+  5  mountpoint or FUSE
+  6  busy: the encrypted directory belongs to another mount, or the mount is in use
   7  damage: cat or export met content that is corrupt
 
 Environment:

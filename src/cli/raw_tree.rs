@@ -186,7 +186,8 @@ impl Source for RawTree {
         for entry in self.store.list(&dir)? {
             if !is_internal(&entry.name) {
                 let node = RawNode::Entry { dir: dir.clone(), name: entry.name.as_ref().into() };
-                let stat = self.stat(&node)?;
+                // What cannot be read is told when it is opened; what is gone is gone.
+                let Ok(stat) = self.stat(&node).or_else(|_| self.store.stat(self.place(&node))) else { continue };
                 items.push(Item { name: entry.name.into_vec(), node, stat });
             }
         }

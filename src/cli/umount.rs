@@ -68,7 +68,8 @@ impl Umount {
             Some(Ok(false)) => Err(Failure::new(
                 exit::BUSY,
                 format!(
-                    "{} is unmounted, but its process has not finished its last commit after {} seconds",
+                    "{} is unmounted here, but its process is not gone after {} seconds: it still commits, or a copy of the \
+                     mount lives on in another mount namespace (a container)",
                     path.display(),
                     self.timeout.as_secs()
                 ),

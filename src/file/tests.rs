@@ -662,3 +662,13 @@ fn both_ends_of_a_run_on_one_stripe_are_merged_from_their_own_blocks() {
     content[2 * PLAIN + 100..10 * PLAIN + 100].copy_from_slice(&run);
     assert!(read_all(&file).unwrap() == content);
 }
+
+#[test]
+fn a_long_header_raises_its_floor_in_the_other_slot() {
+    let bench = Bench::with(2, KeyMode::Branch);
+    let file = bench.open();
+    file.write(0, &pattern(2 * PLAIN, 1)).unwrap();
+    file.commit(None).unwrap();
+    bench.raw().set_len(bench.context.geometry.quiet_len(10)).unwrap();
+    assert_eq!(code(bench.open().authenticate().unwrap_err()).0, "truncated-below-floor");
+}

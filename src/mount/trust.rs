@@ -107,8 +107,15 @@ fn open_cmks(uris: Vec<CmkUri>, request: &Request<'_>) -> Result<Opened, MountEr
         Ok(cmks) => return Ok((uris, cmks)),
         Err(e) => e,
     };
-    if request.every_cmk || uris.len() == 1 {
+    if uris.len() == 1 {
         return Err(error.into());
+    }
+    if request.every_cmk {
+        return Err(KeyError::Config(format!(
+            "{error}. New files are wrapped under every CMK of the volume, so a writer needs all of them; a read-only mount \
+             (-o ro) goes on with those that open"
+        ))
+        .into());
     }
     // Readers go on with those that open.
     let mut opened = (Vec::new(), Vec::new());
