@@ -202,7 +202,8 @@ fn other_themes_hold_for_an_unprivileged_user() {
     run.env("ENVELOPEFS_TEST_SKIP_ROOT", "1").env("ENVELOPEFS_TEST_SKIP_LOOP", "1");
     let output = finish(&mut run);
     let text = text(&output);
-    let failures = text.find("\nfailures:\n").map_or("", |at| &text[at..]);
+    // Indented, so that nobody takes the inner summary for an outer one.
+    let failures = text.find("\nfailures:\n").map_or(String::new(), |at| text[at..].replace('\n', "\n    "));
     assert!(output.status.success(), "{}\n{failures}", output.status);
     assert!(text.contains("test result: ok") && !text.contains(" 0 passed"), "{text}");
 }
