@@ -2,8 +2,8 @@
 //! Knows neither files nor sizes beyond one block.
 
 use super::{
+    SUITE_AES256_GCM,
     geometry::{BLOCK_HEADER, PAGE, PLAIN},
-    header::SUITE_AES256_GCM,
 };
 use crate::crypto::{
     AuthError,

@@ -20,8 +20,7 @@ pub const FLAG_SEALED: u32 = 4;
 
 const KNOWN_FLAGS: u32 = FLAG_HOLES_OK | FLAG_REKEYING | FLAG_SEALED;
 
-/// Cipher suite 1: AES-256-GCM blocks, HKDF/HMAC-SHA256.
-pub const SUITE_AES256_GCM: u16 = 1;
+pub use super::SUITE_AES256_GCM;
 
 const MAGIC: &[u8; 8] = b"ENVLPFS\0";
 const FORMAT_VERSION: u16 = 1;

@@ -19,3 +19,5 @@ pub type FileId = [u8; 32];
 pub type BranchId = [u8; 16];
 /// 16 random bytes that name a directory.
 pub type DirId = [u8; 16];
+/// Cipher suite 1: AES-256-GCM blocks, HKDF/HMAC-SHA256.
+pub const SUITE_AES256_GCM: u16 = 1;
