@@ -63,12 +63,15 @@ impl<S: Store> Fs<S> {
         let node = self.node(ino)?;
         if set.uid.is_some() || set.gid.is_some() {
             self.with_place(&node, |place| self.store.chown(place, set.uid, set.gid))?;
+            node.forget_mode();
             if let Some((uid, gid)) = node.owner() {
                 node.set_owner(set.uid.unwrap_or(uid), set.gid.unwrap_or(gid));
             }
         }
         if let Some(mode) = set.mode {
             self.with_place(&node, |place| self.store.chmod(place, mode & 0o7777))?;
+            // Some bits may have been refused silently.
+            node.forget_mode();
         }
         if let Some(size) = set.size {
             self.set_size(&node, size)?;
@@ -101,12 +104,32 @@ impl<S: Store> Fs<S> {
         const S_IXGRP: u32 = 0o0010;
         let mode = self.stat_node(node)?.mode;
         let gone = S_ISUID | if mode & S_IXGRP != 0 { S_ISGID } else { 0 };
+        node.set_mode(mode & !gone);
         if mode & gone != 0 {
             self.with_place(node, |place| self.store.chmod(place, mode & !gone))?;
         }
-        match self.with_place(node, |place| self.store.remove_xattr(place, b"security.capability")) {
-            Err(e) if ![libc::ENODATA, libc::EOPNOTSUPP].contains(&e.errno()) => Err(e),
-            _ => Ok(()),
+        // Without privileges the removal of what is not there is EPERM, too.
+        const CAPABILITY: &[u8] = b"security.capability";
+        match self.with_place(node, |place| self.store.get_xattr(place, CAPABILITY)) {
+            Ok(_) => self.with_place(node, |place| self.store.remove_xattr(place, CAPABILITY)),
+            Err(e) if [libc::ENODATA, libc::EOPNOTSUPP].contains(&e.errno()) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// After our own work on a file: set-id bits that the backing kernel has stripped because of it come back. When a
+    /// user's write has to clear them, our kernel says so by an explicit change of mode. Root's work strips nothing.
+    pub(super) fn keep_set_id(&self, node: &Arc<Node<S>>) {
+        let bits = node.set_id();
+        if bits == 0 {
+            return;
+        }
+        let kept = self.with_place(node, |place| {
+            let mode = self.store.stat(place)?.mode;
+            if mode & bits == bits { Ok(()) } else { self.store.chmod(place, mode | bits) }
+        });
+        if let Err(e) = kept {
+            self.reports.error("mode-restore", &self.backing_path(node), &format!("set-id bits are lost: {e}"));
         }
     }
 

@@ -181,7 +181,9 @@ impl<S: Store> Fs<S> {
         self.charge(node);
         let result = {
             let _times = node.times.lock();
-            content.commit(synced)
+            let result = content.commit(synced);
+            self.keep_set_id(node);
+            result
         };
         let result = match result {
             Ok(Commit::Quiet) => {

@@ -128,6 +128,7 @@ impl<S: Store> Fs<S> {
             content.keep_header(true);
         }
         let result = content.truncate(size);
+        self.keep_set_id(node);
         self.changed(node, content);
         result.map_err(|e| self.noted(node, e))
     }
@@ -156,6 +157,7 @@ impl<S: Store> Fs<S> {
     fn write_used(&self, used: &Use<'_, S>, offset: u64, data: &[u8]) -> Result<()> {
         self.charge(&used.node);
         let result = used.content.write(offset, data);
+        self.keep_set_id(&used.node);
         // A failed write may have changed something.
         self.changed(&used.node, &used.content);
         result.map_err(|e| self.noted(&used.node, e))
@@ -186,6 +188,7 @@ impl<S: Store> Fs<S> {
         let used = self.content_of(&node, true)?;
         self.charge(&node);
         let result = used.content.fallocate(mode, offset, len);
+        self.keep_set_id(&node);
         self.changed(&node, &used.content);
         result.map_err(|e| self.noted(&node, e))
     }

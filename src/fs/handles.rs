@@ -264,6 +264,7 @@ impl<S: Store> Fs<S> {
             return Err(self.damaged(node, "entry-replaced"));
         }
         node.set_owner(st.uid, st.gid);
+        node.learn_mode(st.mode);
         Ok(st)
     }
 

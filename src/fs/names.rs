@@ -82,6 +82,7 @@ impl<S: Store> Fs<S> {
         };
         node.learn_size(size);
         node.set_owner(st.uid, st.gid);
+        node.learn_mode(st.mode);
         Ok(self.attr(&node, st))
     }
 

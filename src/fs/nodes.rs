@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -40,6 +40,8 @@ pub(super) struct Node<S: Store> {
     dir_id: OnceLock<DirId>,
     /// uid in the upper half, gid in the lower; all ones where unknown.
     owner: AtomicU64,
+    /// The set-id bits that the kernel was told, as mode bits; all ones where unknown.
+    set_id: AtomicU32,
     state: Mutex<State<S>>,
 }
 
@@ -65,6 +67,9 @@ pub(super) struct State<S: Store> {
 }
 
 const NO_OWNER: u64 = u64::MAX;
+const NO_MODE: u32 = u32::MAX;
+/// Set-user-id and set-group-id.
+const SET_ID: u32 = 0o6000;
 
 impl<S: Store> Node<S> {
     fn new(ino: Ino, kind: Kind) -> Self {
@@ -88,6 +93,7 @@ impl<S: Store> Node<S> {
             dirty: AtomicBool::new(false),
             dir_id: OnceLock::new(),
             owner: AtomicU64::new(NO_OWNER),
+            set_id: AtomicU32::new(NO_MODE),
             state: Mutex::new(state),
         }
     }
@@ -110,6 +116,25 @@ impl<S: Store> Node<S> {
             NO_OWNER => None,
             both => Some(((both >> 32) as u32, both as u32)),
         }
+    }
+    /// Set-id bits that this file is known to have; 0 where it has none or nothing is known.
+    pub fn set_id(&self) -> u32 {
+        match self.set_id.load(Ordering::Relaxed) {
+            NO_MODE => 0,
+            bits => bits,
+        }
+    }
+    /// Somebody with the right to do so has set the mode.
+    pub fn set_mode(&self, mode: u32) {
+        self.set_id.store(mode & SET_ID, Ordering::Relaxed);
+    }
+    /// The mode may have changed as a side effect: the next look at the object tells.
+    pub fn forget_mode(&self) {
+        self.set_id.store(NO_MODE, Ordering::Relaxed);
+    }
+    /// The first look at the object tells; later ones may meet what our own writes have stripped.
+    pub fn learn_mode(&self, mode: u32) {
+        let _ = self.set_id.compare_exchange(NO_MODE, mode & SET_ID, Ordering::Relaxed, Ordering::Relaxed);
     }
     pub fn set_owner(&self, uid: u32, gid: u32) {
         self.owner.store((u64::from(uid) << 32) | u64::from(gid), Ordering::Relaxed);

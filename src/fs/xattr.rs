@@ -115,6 +115,7 @@ impl<S: Store> Fs<S> {
         if treatment(name)? == Treatment::Pass {
             self.with_place(&node, |place| self.store.set_xattr(place, name, value, flags))?;
             if name == ACL_ACCESS {
+                node.forget_mode();
                 self.drop_group_id(by, &node)?;
             }
             return Ok(());
@@ -140,6 +141,7 @@ impl<S: Store> Fs<S> {
         if supplementary_groups(by.pid).is_ok_and(|groups| groups.contains(&st.gid)) {
             return Ok(());
         }
+        node.set_mode(st.mode & !S_ISGID);
         self.with_place(node, |place| self.store.chmod(place, st.mode & !S_ISGID))
     }
 
