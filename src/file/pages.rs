@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use zeroize::Zeroizing;
 
-use crate::format::geometry::PAGE;
+use crate::format::geometry::{PAGE, PLAIN};
 
 thread_local! {
     static BUFFER: RefCell<Zeroizing<Vec<u8>>> = RefCell::new(Zeroizing::new(Vec::new()));
@@ -27,4 +27,12 @@ pub fn with_pages<R>(count: usize, f: impl FnOnce(&mut [[u8; PAGE]]) -> R) -> R 
         }
         Err(_) => f(vec![0; count * PAGE].as_chunks_mut().0),
     })
+}
+
+/// The part of a page that holds a block's plaintext before it is sealed, or room for one.
+pub fn body(page: &mut [u8; PAGE]) -> &mut [u8; PLAIN] {
+    match page.last_chunk_mut() {
+        Some(body) => body,
+        None => unreachable!("a page is longer than its plaintext"),
+    }
 }

@@ -1,9 +1,8 @@
 //! Reading content: whole runs of blocks, optimistic against concurrent writers. Changes nothing.
 
-use super::pages::{MAX_RUN, with_pages};
+use super::pages::{MAX_RUN, body, with_pages};
 use super::state::{State, open_page};
 use super::{EncryptedFile, FileError, Seek};
-use crate::format::block;
 use crate::format::geometry::{PAGE, PLAIN, locate};
 use crate::store::BackingFile;
 
@@ -52,7 +51,6 @@ impl<F: BackingFile> EncryptedFile<F> {
             let bytes = pages.as_flattened_mut();
             let n = st.backing.read_at(bytes, self.context.geometry.block_offset(first))?;
             bytes[n..].fill(0);
-            let mut key = None;
             let mut rest = buf;
             for (i, page) in pages.iter().enumerate() {
                 let index = first + i as u64;
@@ -60,23 +58,9 @@ impl<F: BackingFile> EncryptedFile<F> {
                 let (out, tail) = rest.split_at_mut((PLAIN - from).min(rest.len()));
                 rest = tail;
                 match <&mut [u8; PLAIN]>::try_from(&mut *out) {
-                    Ok(whole) => match block::peek(page) {
-                        Some(peek) => {
-                            let (_, key) = match &key {
-                                Some((salt, _)) if *salt == peek.key_salt => key.as_ref(),
-                                _ => {
-                                    key = Some((peek.key_salt, open.keys.block_key(peek.key_salt)));
-                                    key.as_ref()
-                                }
-                            }
-                            .ok_or(FileError::Corrupt { code: "block-auth", block: Some(index) })?;
-                            block::open(key, index, page, whole)
-                                .map_err(|_| FileError::Corrupt { code: "block-auth", block: Some(index) })?;
-                        }
-                        None => open_page(open, index, page, whole)?,
-                    },
+                    Ok(whole) => open_page(open, index, page, whole)?,
                     Err(_) => {
-                        let Some(plain) = scratch[0].first_chunk_mut::<PLAIN>() else { continue };
+                        let plain = body(&mut scratch[0]);
                         open_page(open, index, page, plain)?;
                         out.copy_from_slice(&plain[from..from + out.len()]);
                     }

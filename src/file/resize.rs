@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::state::{Phase, State};
+use super::state::{Phase, State, open_page};
 use super::{EncryptedFile, Fallocate, FileError};
 use crate::format::block;
 use crate::format::geometry::{PAGE, PLAIN, blocks_for};
@@ -76,7 +76,7 @@ impl<F: BackingFile> EncryptedFile<F> {
         } else {
             let mut before = [0; PLAIN];
             self.read_block(st, blocks - 1, &mut before)?;
-            self.rewrite_last(st, size)?;
+            self.rewrite_last(st, size, size)?;
             if let Err(e) = st.backing.set_len(geometry.growing_len(blocks)) {
                 let valid = (self.size() - (blocks - 1) * P).min(P) as u16;
                 self.write_block(st, blocks - 1, valid, &before)?;
@@ -96,10 +96,10 @@ impl<F: BackingFile> EncryptedFile<F> {
         st.backing.punch_hole(geometry.block_offset(blocks), valid)?;
         let mut page = [0; PAGE];
         st.backing.read_at(&mut page, geometry.block_offset(blocks - 1))?;
-        if block::peek(&page).is_some_and(|p| u64::from(p.valid_len) != valid) {
-            self.rewrite_last(st, size)?;
-            self.last_says_size.store(true, Ordering::Release);
-        } else if block::peek(&page).is_some() {
+        if let Some(peek) = block::peek(&page) {
+            if u64::from(peek.valid_len) != valid {
+                self.rewrite_last(st, size, size)?;
+            }
             self.last_says_size.store(true, Ordering::Release);
         }
         st.tail_settled = true;
@@ -122,7 +122,7 @@ impl<F: BackingFile> EncryptedFile<F> {
         } else {
             let last = blocks_for(size) - 1;
             if old > 0 && last == blocks_for(old) - 1 {
-                self.rewrite_grown(st, old, size)
+                self.rewrite_last(st, size, old)
             } else {
                 self.write_block(st, last, (size - last * P) as u16, &[0; PLAIN])
             }
@@ -141,15 +141,6 @@ impl<F: BackingFile> EncryptedFile<F> {
                 Err(e)
             }
         }
-    }
-
-    /// The last block stays the last one and gets a larger `valid_len`; its bytes past `old` become zeros.
-    fn rewrite_grown(&self, st: &State<F>, old: u64, size: u64) -> Result<(), FileError> {
-        let last = blocks_for(size) - 1;
-        let mut plain = [0; PLAIN];
-        self.read_block(st, last, &mut plain)?;
-        plain[(old - last * P) as usize..].fill(0);
-        self.write_block(st, last, (size - last * P) as u16, &plain)
     }
 
     pub fn fallocate(&self, mode: Fallocate, offset: u64, len: u64) -> Result<(), FileError> {
@@ -243,12 +234,9 @@ impl<F: BackingFile> EncryptedFile<F> {
     fn zero_within(&self, st: &State<F>, index: u64, from: usize, to: usize) -> Result<(), FileError> {
         let mut page = [0; PAGE];
         st.backing.read_at(&mut page, self.context.geometry.block_offset(index))?;
-        let Some(peek) = block::peek(&page) else {
-            let mut plain = [0; PLAIN];
-            return super::state::open_page(st.keys()?, index, &page, &mut plain);
-        };
         let mut plain = [0; PLAIN];
-        super::state::open_page(st.keys()?, index, &page, &mut plain)?;
+        open_page(st.keys()?, index, &page, &mut plain)?;
+        let Some(peek) = block::peek(&page) else { return Ok(()) };
         plain[from..to].fill(0);
         self.write_block(st, index, peek.valid_len, &plain)
     }

@@ -178,7 +178,7 @@ impl<F: BackingFile> EncryptedFile<F> {
         }
         // The last page was never written: the block before it becomes the last one and has to say so first.
         if size > 0 {
-            self.rewrite_last(st, size)?;
+            self.rewrite_last(st, size, size)?;
             st.backing.sync_data()?;
             st.backing.set_len(self.context.geometry.growing_len(blocks_for(size)))?;
         } else {
@@ -294,14 +294,15 @@ impl<F: BackingFile> EncryptedFile<F> {
         open_page(st.keys()?, index, &page, plain)
     }
 
-    /// Writes the block that holds byte `size - 1` anew, zero past `size`, with the `valid_len` of that size. A hole becomes a block.
-    pub(super) fn rewrite_last(&self, st: &State<F>, size: u64) -> Result<(), FileError> {
+    /// Writes the block that holds byte `size - 1` anew with the `valid_len` of that size, zero from offset `kept` on, which
+    /// lies in the block. A hole becomes a block.
+    pub(super) fn rewrite_last(&self, st: &State<F>, size: u64, kept: u64) -> Result<(), FileError> {
         let last = blocks_for(size) - 1;
-        let valid = (size - last * PLAIN as u64) as usize;
+        let within = |offset: u64| (offset - last * PLAIN as u64) as usize;
         let mut plain = [0; PLAIN];
         self.read_block(st, last, &mut plain)?;
-        plain[valid..].fill(0);
-        self.write_block(st, last, valid as u16, &plain)
+        plain[within(kept)..].fill(0);
+        self.write_block(st, last, within(size) as u16, &plain)
     }
 
     /// Seals and writes one block. The caller excludes other writers of the block.

@@ -5,47 +5,23 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::crypto::{secret::Secret32, wrap};
+use crate::crypto::secret::Secret32;
 use crate::format::geometry::{blocks_for, locate};
 use crate::format::header::HeaderError;
 use crate::format::volume::KeyMode;
 use crate::keys::keyring::KeyPolicy;
-use crate::keys::{CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyRef};
+use crate::keys::test_cmk::TestCmk;
 use crate::store::memory::MemoryStore;
 use crate::store::{Access, Creator, Place, Store};
 
 type MemoryFile = <MemoryStore as Store>::File;
 const P: u64 = PLAIN as u64;
 
-struct TestCmk(KeyRef, Secret32);
-
-impl CmkProvider for TestCmk {
-    fn key_ref(&self) -> &KeyRef {
-        &self.0
-    }
-    fn generate(&self, context: &EncryptionContext) -> Result<(Secret32, Vec<u8>), KeyError> {
-        let key = Secret32::random();
-        let blob = self.wrap(&key, context)?;
-        Ok((key, blob))
-    }
-    fn wrap(&self, key: &Secret32, context: &EncryptionContext) -> Result<Vec<u8>, KeyError> {
-        let aad = format!("{context:?}");
-        Ok(wrap::wrap_key(&self.1, &crate::crypto::random::array(), aad.as_bytes(), key).to_vec())
-    }
-    fn unwrap(&self, blob: &[u8], context: &EncryptionContext) -> Result<Secret32, KeyError> {
-        let aad = format!("{context:?}");
-        wrap::unwrap_key(&self.1, aad.as_bytes(), blob)
-            .map_err(|e| KeyError::BadBlob { key: self.0.to_string(), reason: e.to_string() })
-    }
-    fn describe(&self) -> Result<CmkInfo, KeyError> {
-        Ok(CmkInfo { key: self.0.clone(), state: CmkState::Enabled, description: String::new(), created: None })
-    }
-}
-
 /// One file on a memory store, with the keys to reopen it as a later mount would.
 struct Bench {
     store: MemoryStore,
     context: Arc<FileContext>,
+    cmk: Arc<TestCmk>,
 }
 
 impl Bench {
@@ -54,14 +30,14 @@ impl Bench {
     }
 
     fn with(header_pages: u32, mode: KeyMode) -> Self {
-        let cmk = TestCmk(KeyRef { provider: "test".into(), key: "one".into() }, Secret32::from_bytes([9; 32]));
+        let cmk = Arc::new(TestCmk::new("one"));
         let policy = KeyPolicy { mode, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
-        let keyring = Keyring::new([5; 16], vec![Arc::new(cmk)], policy, Some(Secret32::from_bytes([6; 32])), None);
+        let keyring = Keyring::new([5; 16], vec![cmk.clone()], policy, Some(Secret32::from_bytes([6; 32])), None);
         let context = Arc::new(FileContext { keyring, geometry: Geometry { header_pages } });
         let store = MemoryStore::new();
         let by = Creator { uid: 0, gid: 0, umask: 0 };
         store.create_file(store.root(), b"f", 0o600, by).unwrap();
-        Self { store, context }
+        Self { store, context, cmk }
     }
 
     fn raw(&self) -> MemoryFile {
@@ -464,7 +440,7 @@ fn tamper_13_swapped_headers_open_no_block() {
         file.commit(None).unwrap();
     }
     // The same keys and volume: only the files differ.
-    let b = Bench { store: b.store, context: a.context.clone() };
+    let b = Bench { store: b.store, context: a.context.clone(), cmk: a.cmk.clone() };
     b.raw().set_len(0).unwrap();
     let file = b.open();
     file.write(0, &pattern(PLAIN, 3)).unwrap();
@@ -635,15 +611,15 @@ fn tamper_16_a_file_of_another_volume_under_the_same_cmk_is_refused() {
     let bench = Bench::committed(b"ours");
     for (volume, origin) in [([4; 16], [6; 32]), ([5; 16], [7; 32])] {
         // First another volume id, then the same id forged without the volume's origin key.
-        let cmk = TestCmk(KeyRef { provider: "test".into(), key: "one".into() }, Secret32::from_bytes([9; 32]));
         let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
-        let keyring = Keyring::new(volume, vec![Arc::new(cmk)], policy, Some(Secret32::from_bytes(origin)), None);
+        let keyring = Keyring::new(volume, vec![bench.cmk.clone()], policy, Some(Secret32::from_bytes(origin)), None);
         let geometry = bench.context.geometry;
-        let foreign = Bench { store: MemoryStore::new(), context: Arc::new(FileContext { keyring, geometry }) };
+        let context = Arc::new(FileContext { keyring, geometry });
+        let foreign = Bench { store: MemoryStore::new(), context, cmk: bench.cmk.clone() };
         let by = Creator { uid: 0, gid: 0, umask: 0 };
         foreign.store.create_file(foreign.store.root(), b"f", 0o600, by).unwrap();
         foreign.open().write(0, b"forged").unwrap();
-        let planted = Bench { store: foreign.store, context: bench.context.clone() };
+        let planted = Bench { store: foreign.store, context: bench.context.clone(), cmk: bench.cmk.clone() };
         let refused = planted.open().authenticate().unwrap_err();
         assert!(matches!(refused, FileError::Header(HeaderError::Origin)), "{refused}");
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 
 use super::edges::EdgeGuard;
-use super::pages::{MAX_RUN, with_pages};
+use super::pages::{MAX_RUN, body, with_pages};
 use super::state::{OpenHeader, Phase, State, open_page};
 use super::{EncryptedFile, FileError};
 use crate::crypto::random;
@@ -141,7 +141,7 @@ impl<F: BackingFile> EncryptedFile<F> {
         let size = self.size();
         self.settle_tail(st)?;
         if !st.tail_agrees {
-            self.rewrite_last(st, size)?;
+            self.rewrite_last(st, size, size)?;
             st.backing.sync_data()?;
         }
         st.backing.set_len(self.context.geometry.growing_len(blocks_for(size)))?;
@@ -182,13 +182,12 @@ impl<F: BackingFile> EncryptedFile<F> {
             // Both ends are merged before either is cached: they may share a stripe.
             let mut valid = [0; 2];
             for (k, p) in ends.iter().enumerate().filter(|(_, p)| !p.is_whole()) {
-                let Some(body) = pages[(p.index - first) as usize].last_chunk_mut() else { continue };
+                let body = body(&mut pages[(p.index - first) as usize]);
                 valid[k] = merge_edge(open, &edges, p, offset, data, size, &old_pages[k], body)?;
             }
             for (k, p) in ends.iter().enumerate().filter(|(_, p)| !p.is_whole()) {
                 let i = (p.index - first) as usize;
-                let Some(body) = pages[i].last_chunk() else { continue };
-                edges.put(p.index, body);
+                edges.put(p.index, body(&mut pages[i]));
                 block::seal(&key, salt, &nonces[i], p.index, valid[k], &mut pages[i]);
             }
             if let Err(e) = st.backing.write_at(pages.as_flattened(), self.context.geometry.block_offset(first)) {
@@ -283,7 +282,7 @@ impl<F: BackingFile> EncryptedFile<F> {
                 open_page(st.keys()?, last, &pages[0], &mut plain)?;
                 let says = block::peek(&pages[0]).map_or(0, |p| usize::from(p.valid_len));
                 if plain[valid..].iter().any(|b| *b != 0) {
-                    self.rewrite_last(st, size)?;
+                    self.rewrite_last(st, size, size)?;
                     st.tail_agrees = false;
                 } else if !st.resized && !self.last_says_size.load(Ordering::Acquire) {
                     // Neither resized nor rewritten since everything was durable: this is the block's only version.

@@ -186,4 +186,4 @@ fn unix_now() -> i64 {
 }
 
 #[cfg(test)]
-mod test_cmk;
+pub(crate) mod test_cmk;
