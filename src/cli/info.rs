@@ -16,7 +16,7 @@ use crate::format::header::{
     CmkSlot, FLAG_HOLES_OK, FLAG_REKEYING, FLAG_SEALED, FileHeader, HeaderError, Unverified, claimed_pages,
 };
 use crate::format::volume::{KeyMode, UnverifiedVolume, VOLUME_FILE, VolumeConfig};
-use crate::keys::{CmkState, keyfile};
+use crate::keys::{CmkState, providers::keyfile};
 use crate::mount::cipher_dir::CipherDir;
 
 /// Show what a volume, an encrypted file or a keyfile says about itself, without any key

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Failure, PassphraseArgs, say};
-use crate::keys::keyfile;
+use crate::keys::providers::keyfile;
 use crate::keys::passphrase::PassphraseSource;
-use crate::keys::uri::CmkUri;
+use crate::keys::uri::{CmkUri, KeyfileUri};
 
 /// Make a keyfile with a fresh customer master key (CMK)
 #[derive(Args)]
@@ -31,7 +31,7 @@ impl Keygen {
         let info = keyfile::create(&self.keyfile, &self.description, passphrase.as_ref())?;
         let path = std::path::absolute(&self.keyfile).unwrap_or(self.keyfile);
         say(format_args!("Made CMK {} in {}.", info.key.key, path.display()));
-        say(format_args!("Its URI: {}", CmkUri::Keyfile { path, key: None }));
+        say(format_args!("Its URI: {}", CmkUri::Keyfile(KeyfileUri { path, key: None })));
         say("Back it up now, apart from the data: without it, everything encrypted under it is lost.");
         Ok(())
     }

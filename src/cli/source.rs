@@ -7,6 +7,7 @@ use super::{Failure, PassphraseArgs, note};
 use crate::config::MountOptions;
 use crate::file::Seek;
 use crate::fs::{Fs, FsError, Ino, OpenMode, ROOT};
+use crate::keys::providers::{KMS_DEADLINE, Opening, open_cmks};
 use crate::mount::cipher_dir::CipherDir;
 use crate::mount::trust::{self, Request};
 use crate::mount::{Access, open_fs, serve};
@@ -71,7 +72,7 @@ pub fn open(
               and that the files belong to one volume is unverified",
         );
         let uris = trust::parse_uris(&named.cmks)?;
-        let cmks = crate::keys::open_cmks(&uris, &passphrase)?;
+        let cmks = open_cmks(&uris, &mut Opening::new(&passphrase, KMS_DEADLINE))?;
         return Ok(Opened::Raw(RawTree::open(dir, cmks)?));
     };
     let unlocked = trust::unlock(

@@ -1,6 +1,6 @@
 //! Keys: the CMK provider joint, the key tree, whom a mount trusts. Knows headers and volumes as data; no files, no FUSE.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use data_encoding::HEXLOWER;
 
@@ -8,18 +8,14 @@ use crate::crypto::secret::Secret32;
 use crate::format::{BranchId, FileId, VolumeId};
 
 mod branches;
-pub mod keyfile;
-mod keyfile_document;
 pub mod keyring;
 pub mod known_volumes;
 pub mod passphrase;
 mod protected;
+pub mod providers;
 mod slots;
 pub mod uri;
 pub mod volume;
-
-use passphrase::{PassphraseReader, PassphraseSource};
-use uri::CmkUri;
 
 /// Authenticated names and values that accompany every provider call. Order does not matter; names are frozen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -138,45 +134,27 @@ impl KeyError {
     }
 }
 
-/// One CMK at one provider. Implementations do one call each: no caching, no retries, no deadlines in here.
+/// One CMK at one provider. Implementations do one call each: no caching, no retries in here. What waits for a network or a
+/// device ends by itself within the `providers::Opening::timeout` it was opened with, and says `Unreachable` then.
 pub trait CmkProvider: Send + Sync {
     /// The provider's own name for the key.
     fn key_ref(&self) -> &KeyRef;
+    /// Answers from this host's memory and files, so that it may be called where waiting is not allowed.
+    fn is_local(&self) -> bool {
+        false
+    }
     /// A fresh 32-byte key and its wrapped blob.
     fn generate(&self, context: &EncryptionContext) -> Result<(Secret32, Vec<u8>), KeyError>;
     /// Wraps a key that exists already (second and further CMKs of a branch).
     fn wrap(&self, key: &Secret32, context: &EncryptionContext) -> Result<Vec<u8>, KeyError>;
     fn unwrap(&self, blob: &[u8], context: &EncryptionContext) -> Result<Secret32, KeyError>;
+    /// The same key in a fresh blob under the CMK's newest version, where the service does that without showing the key
+    /// to us; `None` where it cannot: unwrap and wrap then do the same.
+    fn rewrap(&self, blob: &[u8], context: &EncryptionContext) -> Result<Option<Vec<u8>>, KeyError> {
+        let _ = (blob, context);
+        Ok(None)
+    }
     fn describe(&self) -> Result<CmkInfo, KeyError>;
-}
-
-/// The provider behind one CMK URI, ready to use. `passphrase` is read only where the key is sealed under one.
-pub fn open_cmk(uri: &CmkUri, passphrase: &PassphraseSource) -> Result<Arc<dyn CmkProvider>, KeyError> {
-    open_with(uri, &mut PassphraseReader::new(passphrase))
-}
-
-/// All of a volume's CMKs in the order given. A terminal is asked per sealed key; a file or descriptor is read once and
-/// serves all of them. The same key twice is an error: it would look like two ways to open a file and be one.
-pub fn open_cmks(uris: &[CmkUri], passphrase: &PassphraseSource) -> Result<Vec<Arc<dyn CmkProvider>>, KeyError> {
-    let mut reader = PassphraseReader::new(passphrase);
-    let mut cmks: Vec<Arc<dyn CmkProvider>> = Vec::with_capacity(uris.len());
-    for uri in uris {
-        let cmk = open_with(uri, &mut reader)?;
-        if cmks.iter().any(|other| other.key_ref() == cmk.key_ref()) {
-            return Err(KeyError::Config(format!("CMK {} is given twice (second time as {uri})", cmk.key_ref())));
-        }
-        cmks.push(cmk);
-    }
-    Ok(cmks)
-}
-
-/// The registry of providers: one arm each.
-fn open_with(uri: &CmkUri, passphrase: &mut PassphraseReader<'_>) -> Result<Arc<dyn CmkProvider>, KeyError> {
-    match uri {
-        CmkUri::Keyfile { path, key } => {
-            Ok(Arc::new(keyfile::KeyfileCmk::open_with(path, key.as_deref(), passphrase)?))
-        }
-    }
 }
 
 /// Seconds since the epoch by the wall clock; before it counts as 0.

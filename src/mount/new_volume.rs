@@ -10,8 +10,9 @@ use crate::fs::Fs;
 use crate::keys::keyring::KeyPolicy;
 use crate::keys::known_volumes::{KnownVolume, KnownVolumes};
 use crate::keys::passphrase::PassphraseSource;
-use crate::keys::uri::CmkUri;
-use crate::keys::{self, KeyError, keyfile, volume::NewVolume};
+use crate::keys::uri::{CmkUri, KeyfileUri};
+use crate::keys::providers::{KMS_DEADLINE, Opening, keyfile, open_cmks};
+use crate::keys::{self, KeyError, volume::NewVolume};
 
 /// The keyfile that is used where no CMK is named, in the configuration directory.
 pub const DEFAULT_KEYFILE: &str = "cmk.json";
@@ -52,7 +53,7 @@ pub fn make(path: &Path, plan: &Plan<'_>) -> Result<Made, MountError> {
 
 fn fill(dir: &CipherDir, made_dir: bool, plan: &Plan<'_>) -> Result<Made, MountError> {
     let (uris, new_keyfile) = cmk_uris(plan)?;
-    let cmks = keys::open_cmks(&uris, plan.passphrase)?;
+    let cmks = open_cmks(&uris, &mut Opening::new(plan.passphrase, KMS_DEADLINE))?;
     let new = NewVolume {
         plaintext_names: plan.plaintext_names,
         header_pages: plan.header_pages,
@@ -97,5 +98,5 @@ fn cmk_uris(plan: &Plan<'_>) -> Result<(Vec<CmkUri>, Option<PathBuf>), MountErro
         }
         Err(source) => return Err(KeyError::Io { path: path.display().to_string(), source }.into()),
     };
-    Ok((vec![CmkUri::Keyfile { path, key: None }], made))
+    Ok((vec![CmkUri::Keyfile(KeyfileUri { path, key: None })], made))
 }

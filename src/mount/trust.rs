@@ -11,6 +11,7 @@ use crate::format::volume::{UnverifiedVolume, VolumeConfig, VolumeKeys};
 use crate::keys::known_volumes::{KnownVolume, KnownVolumes};
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::uri::CmkUri;
+use crate::keys::providers::{self, KMS_DEADLINE, Opening};
 use crate::keys::{self, CmkProvider, KeyError};
 
 /// How a command wants a volume unlocked.
@@ -103,7 +104,8 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
 type Opened = (Vec<CmkUri>, Vec<Arc<dyn CmkProvider>>);
 
 fn open_cmks(uris: Vec<CmkUri>, request: &Request<'_>) -> Result<Opened, MountError> {
-    let error = match keys::open_cmks(&uris, request.passphrase) {
+    let mut opening = Opening::new(request.passphrase, KMS_DEADLINE);
+    let error = match providers::open_cmks(&uris, &mut opening) {
         Ok(cmks) => return Ok((uris, cmks)),
         Err(e) => e,
     };
@@ -120,7 +122,7 @@ fn open_cmks(uris: Vec<CmkUri>, request: &Request<'_>) -> Result<Opened, MountEr
     // Readers go on with those that open.
     let mut opened = (Vec::new(), Vec::new());
     for uri in uris {
-        match keys::open_cmk(&uri, request.passphrase) {
+        match providers::open_cmk(&uri, &mut opening) {
             Ok(cmk) => {
                 opened.0.push(uri);
                 opened.1.push(cmk);

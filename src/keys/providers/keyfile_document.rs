@@ -8,7 +8,7 @@ use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::CmkState;
+use crate::keys::CmkState;
 use crate::crypto::{random, secret::Secret32, wrap};
 
 /// Larger keyfiles are refused: bytes.

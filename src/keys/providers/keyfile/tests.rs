@@ -1,7 +1,10 @@
 //! Tests of the keyfile: creation, states, versions, passphrases, damage.
 
 use super::*;
-use crate::keys::{open_cmk, open_cmks, uri::CmkUri};
+use crate::keys::{
+    providers::{KMS_DEADLINE, Opening, open_cmk, open_cmks},
+    uri::CmkUri,
+};
 use serde_json::{Value, json};
 use std::{io::Write, os::unix::fs::PermissionsExt, sync::Arc};
 
@@ -396,12 +399,12 @@ fn the_registry_opens_keyfiles_and_shares_one_passphrase() {
     writer.write_all(b"shared\n").unwrap();
     drop(writer);
     let pipe = PassphraseSource::Descriptor(std::os::fd::AsRawFd::as_raw_fd(&reader));
-    let cmks: Vec<Arc<dyn CmkProvider>> = open_cmks(&uris, &pipe).unwrap();
+    let cmks: Vec<Arc<dyn CmkProvider>> = open_cmks(&uris, &mut Opening::new(&pipe, KMS_DEADLINE)).unwrap();
     let names: Vec<_> = cmks.iter().map(|cmk| cmk.key_ref().clone()).collect();
-    let one = open_cmk(&uris[1].pinned(&names[1]), &source).unwrap();
+    let one = open_cmk(&uris[1].pinned(&names[1]), &mut Opening::new(&source, KMS_DEADLINE)).unwrap();
     assert_eq!(one.key_ref(), &names[1]);
     let twice = [uris[0].clone(), uris[0].pinned(&names[0])];
-    assert!(config_error(open_cmks(&twice, &source)).contains("given twice"));
+    assert!(config_error(open_cmks(&twice, &mut Opening::new(&source, KMS_DEADLINE))).contains("given twice"));
 }
 
 #[test]

@@ -7,13 +7,14 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{
+use super::keyfile_document::{Cost, KEYFILE_MAX, Key, KeyVersion, Keyfile, Material, Sealed};
+use crate::keys::{
     CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef,
-    keyfile_document::{Cost, KEYFILE_MAX, Key, KeyVersion, Keyfile, Material, Sealed},
     known_volumes::KnownVolumes,
     length_prefix,
     passphrase::{PassphraseReader, PassphraseSource},
     protected::{self, Protection},
+    unix_now,
 };
 use crate::crypto::{random, secret::Secret32, wrap};
 
@@ -47,7 +48,7 @@ fn create_with(
         passphrase.map(|source| source.read(&format!("New passphrase for {}: ", path.display()), true)).transpose()?;
     let sealing = passphrase.as_ref().map(|passphrase| (passphrase.as_slice(), cost));
     let (keyfile, bytes) =
-        Keyfile::fresh(description, super::unix_now(), sealing).map_err(|why| malformed(path, &why))?;
+        Keyfile::fresh(description, unix_now(), sealing).map_err(|why| malformed(path, &why))?;
     let info = keyfile.keys.first().map(info).ok_or_else(|| malformed(path, "no key"))?;
     // The documented place for keyfiles, which a fresh host does not have yet; no other directory is made up.
     if let (Ok(dir), Some(parent)) = (KnownVolumes::config_dir(), path.parent())
@@ -215,6 +216,10 @@ impl fmt::Debug for KeyfileCmk {
 impl CmkProvider for KeyfileCmk {
     fn key_ref(&self) -> &KeyRef {
         &self.key_ref
+    }
+
+    fn is_local(&self) -> bool {
+        true
     }
 
     fn generate(&self, context: &EncryptionContext) -> Result<(Secret32, Vec<u8>), KeyError> {

@@ -1,4 +1,4 @@
-//! CMK URIs: text to a typed address. Knows the syntax of each provider, opens none.
+//! `keyfile:` URIs: a path, maybe inside the credential directory, and a key id. Opens nothing.
 
 use std::{
     ffi::OsString,
@@ -7,93 +7,59 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    KeyError, KeyRef,
-    protected::{CREDENTIALS_VARIABLE, credentials_directory},
-};
+use super::{decode, encode};
+use crate::keys::protected::{CREDENTIALS_VARIABLE, credentials_directory};
 
-/// The schemes this build opens, as error messages list them.
-const SCHEMES: &str = "keyfile (keyfile:///absolute/path, keyfile:relative/path, optional ?key=ID)";
-
-/// A parsed CMK URI.
+/// `keyfile:///etc/envelopefs/cmk.json`, `keyfile:relative/path`, optional `?key=ID`; `$CREDENTIALS_DIRECTORY` may stand in
+/// front.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CmkUri {
-    /// `keyfile:///etc/envelopefs/cmk.json`, `keyfile:relative/path`, optional `?key=ID`; `$CREDENTIALS_DIRECTORY` may stand in front.
-    /// The path is absolute: a relative one was resolved when the URI was parsed.
-    Keyfile { path: PathBuf, key: Option<String> },
+pub struct KeyfileUri {
+    /// Absolute: a relative one was resolved when the URI was parsed.
+    pub path: PathBuf,
+    pub key: Option<String>,
 }
 
-impl CmkUri {
-    /// The error names the schemes this build knows.
-    pub fn parse(text: &str) -> Result<Self, KeyError> {
-        parse_in(text, credentials_directory().as_deref(), &|| std::env::current_dir())
-    }
-
-    /// The same address, but for exactly this key: what to record, so that another key becoming the first enabled one
-    /// of a keyfile does not change which key is meant.
-    pub fn pinned(&self, key: &KeyRef) -> Self {
-        match self {
-            Self::Keyfile { path, .. } => Self::Keyfile { path: path.clone(), key: Some(key.key.clone()) },
-        }
+impl KeyfileUri {
+    /// `rest`: what follows `keyfile:`.
+    pub(super) fn parse(rest: &str) -> Result<Self, String> {
+        parse_in(rest, credentials_directory().as_deref(), &|| std::env::current_dir())
     }
 
     /// A path in the credential directory is written with the variable: the directory differs from unit to unit.
     fn write_in(&self, f: &mut fmt::Formatter<'_>, credentials: Option<&Path>) -> fmt::Result {
-        match self {
-            Self::Keyfile { path, key } => {
-                match credentials.and_then(|dir| path.strip_prefix(dir).ok()).filter(|p| !p.as_os_str().is_empty()) {
-                    Some(inside) => {
-                        write!(f, "keyfile://${CREDENTIALS_VARIABLE}/{}", encode(inside.as_os_str().as_bytes()))?
-                    }
-                    None => write!(f, "keyfile://{}", encode(path.as_os_str().as_bytes()))?,
-                }
-                match key {
-                    Some(key) => write!(f, "?key={}", encode(key.as_bytes())),
-                    None => Ok(()),
-                }
-            }
+        let Self { path, key } = self;
+        match credentials.and_then(|dir| path.strip_prefix(dir).ok()).filter(|p| !p.as_os_str().is_empty()) {
+            Some(inside) => write!(f, "keyfile://${CREDENTIALS_VARIABLE}/{}", encode(inside.as_os_str().as_bytes()))?,
+            None => write!(f, "keyfile://{}", encode(path.as_os_str().as_bytes()))?,
+        }
+        match key {
+            Some(key) => write!(f, "?key={}", encode(key.as_bytes())),
+            None => Ok(()),
         }
     }
 }
 
-impl fmt::Display for CmkUri {
+impl fmt::Display for KeyfileUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write_in(f, credentials_directory().as_deref())
     }
 }
 
-impl std::str::FromStr for CmkUri {
-    type Err = KeyError;
-    fn from_str(text: &str) -> Result<Self, KeyError> {
-        Self::parse(text)
-    }
-}
-
 fn parse_in(
-    text: &str,
+    rest: &str,
     credentials: Option<&Path>,
     current_dir: &dyn Fn() -> std::io::Result<PathBuf>,
-) -> Result<CmkUri, KeyError> {
-    let wrong = |why: &str| KeyError::Config(format!("CMK URI {text:?}: {why}"));
-    let Some((scheme, rest)) = text.split_once(':') else {
-        return Err(wrong(&format!("no scheme in front; this build knows: {SCHEMES}")));
-    };
-    if !scheme.eq_ignore_ascii_case("keyfile") {
-        return Err(wrong(&format!("unknown scheme {scheme:?}; this build knows: {SCHEMES}")));
-    }
-    if rest.contains('#') {
-        return Err(wrong("a # in a path or key is written %23"));
-    }
+) -> Result<KeyfileUri, String> {
     let (path, query) = match rest.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (rest, None),
     };
-    let path = keyfile_path(path, credentials, current_dir).map_err(|why| wrong(&why))?;
+    let path = keyfile_path(path, credentials, current_dir)?;
     let key = match query {
-        Some(query) => keyfile_query(query).map_err(|why| wrong(&why))?,
+        Some(query) => keyfile_query(query)?,
         None => None,
     };
-    Ok(CmkUri::Keyfile { path, key })
+    Ok(KeyfileUri { path, key })
 }
 
 fn keyfile_path(
@@ -155,55 +121,17 @@ fn keyfile_query(query: &str) -> Result<Option<String>, String> {
     Ok(key)
 }
 
-/// Percent-decoding (RFC 3986, section 2.1). A NUL cannot be part of a path.
-fn decode(text: &str) -> Result<Vec<u8>, String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let byte = if byte == b'%' {
-            let digits = tail.get(..2).and_then(|d| data_encoding::HEXLOWER_PERMISSIVE.decode(d).ok());
-            let Some(&[value]) = digits.as_deref() else {
-                return Err("% is not followed by two hex digits (a % itself is written %25)".into());
-            };
-            rest = &tail[2..];
-            value
-        } else {
-            rest = tail;
-            byte
-        };
-        if byte == 0 {
-            return Err("a NUL byte is not allowed".into());
-        }
-        out.push(byte);
-    }
-    Ok(out)
-}
-
-/// Everything but the unreserved characters of RFC 3986, section 2.3, and the slash.
-fn encode(bytes: &[u8]) -> String {
-    use fmt::Write;
-    let mut out = String::with_capacity(bytes.len());
-    for &byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(text: &str, credentials: Option<&str>) -> Result<CmkUri, String> {
-        parse_in(text, credentials.map(Path::new), &|| Ok("/work dir".into())).map_err(|e| e.to_string())
+    fn parse(text: &str, credentials: Option<&str>) -> Result<KeyfileUri, String> {
+        let rest = text.split_once(':').unwrap().1;
+        parse_in(rest, credentials.map(Path::new), &|| Ok("/home dir".into()))
     }
 
-    fn keyfile(path: &str, key: Option<&str>) -> CmkUri {
-        CmkUri::Keyfile { path: path.into(), key: key.map(String::from) }
+    fn keyfile(path: &str, key: Option<&str>) -> KeyfileUri {
+        KeyfileUri { path: path.into(), key: key.map(String::from) }
     }
 
     #[test]
@@ -212,12 +140,12 @@ mod tests {
             ("keyfile:///etc/envelopefs/cmk.json", keyfile("/etc/envelopefs/cmk.json", None)),
             ("KEYFILE:///a", keyfile("/a", None)),
             ("keyfile:/a", keyfile("/a", None)),
-            ("keyfile:a/b.json?key=one-2", keyfile("/work dir/a/b.json", Some("one-2"))),
+            ("keyfile:a/b.json?key=one-2", keyfile("/home dir/a/b.json", Some("one-2"))),
             ("keyfile:///a%20b%3fc%25?key=%41", keyfile("/a b?c%", Some("A"))),
             ("keyfile:///a b:c=d&e", keyfile("/a b:c=d&e", None)),
             ("keyfile://$CREDENTIALS_DIRECTORY/cmk?key=k", keyfile("/run/c/cmk", Some("k"))),
             ("keyfile:$CREDENTIALS_DIRECTORY/cmk", keyfile("/run/c/cmk", None)),
-            ("keyfile:%24x", keyfile("/work dir/$x", None)),
+            ("keyfile:%24x", keyfile("/home dir/$x", None)),
         ];
         for (text, expected) in cases {
             assert_eq!(parse(text, Some("/run/c")).as_ref(), Ok(&expected), "{text}");
@@ -227,8 +155,6 @@ mod tests {
     #[test]
     fn errors_say_what_to_write() {
         let cases = [
-            ("/etc/cmk.json", "this build knows: keyfile"),
-            ("awskms:///alias/app", "unknown scheme \"awskms\"; this build knows: keyfile"),
             ("keyfile://host/a", "keyfile:///absolute/path"),
             ("keyfile:", "empty"),
             ("keyfile://", "keyfile:///absolute/path"),
@@ -241,7 +167,6 @@ mod tests {
             ("keyfile:///a%+1", "two hex digits"),
             ("keyfile:///a%00", "NUL"),
             ("keyfile:///a?key=%ff", "not UTF-8"),
-            ("keyfile:///a#b", "%23"),
             ("keyfile://$HOME/cmk", "%24"),
             ("keyfile://$CREDENTIALS_DIRECTORY", "%24"),
             ("keyfile://$CREDENTIALS_DIRECTORY/", "empty"),
@@ -254,7 +179,7 @@ mod tests {
         assert!(parse("keyfile://$CREDENTIALS_DIRECTORY/cmk", None).unwrap_err().contains("LoadCredential="));
     }
 
-    struct Shown<'a>(&'a CmkUri, Option<&'a str>);
+    struct Shown<'a>(&'a KeyfileUri, Option<&'a str>);
     impl fmt::Display for Shown<'_> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             self.0.write_in(f, self.1.map(Path::new))
@@ -270,14 +195,14 @@ mod tests {
                 keyfile("/run/c", None),
                 keyfile("/run/cc/cmk", None),
                 keyfile("/ü/%41?#$ &\n", Some("ä?&=")),
-                CmkUri::Keyfile { path: OsString::from_vec(b"/\xff\x01".to_vec()).into(), key: None },
+                KeyfileUri { path: OsString::from_vec(b"/\xff\x01".to_vec()).into(), key: None },
             ] {
                 assert_eq!(parse(&Shown(&uri, credentials).to_string(), credentials).as_ref(), Ok(&uri));
             }
         }
         let inside = keyfile("/run/c/cmk", None);
         assert_eq!(Shown(&inside, Some("/run/c")).to_string(), "keyfile://$CREDENTIALS_DIRECTORY/cmk");
-        let pinned = inside.pinned(&KeyRef { provider: "keyfile".into(), key: "id".into() });
+        let pinned = KeyfileUri { key: Some("id".into()), ..inside };
         assert_eq!(Shown(&pinned, None).to_string(), "keyfile:///run/c/cmk?key=id");
     }
 }

@@ -1,0 +1,36 @@
+//! PKCS#11 (RFC 7512) as a CMK provider. Knows the protocol and its errors; nothing of policy around calls.
+
+use super::Opening;
+use crate::crypto::secret::Secret32;
+use crate::keys::{CmkInfo, CmkProvider, EncryptionContext, KeyError, KeyRef, uri::Pkcs11Uri};
+
+/// The name that headers record.
+pub const PROVIDER: &str = "pkcs11";
+
+pub struct Pkcs11Cmk {
+    key_ref: KeyRef,
+}
+
+impl Pkcs11Cmk {
+    pub fn open(_uri: &Pkcs11Uri, _opening: &mut Opening<'_>) -> Result<Self, KeyError> {
+        todo!()
+    }
+}
+
+impl CmkProvider for Pkcs11Cmk {
+    fn key_ref(&self) -> &KeyRef {
+        &self.key_ref
+    }
+    fn generate(&self, _context: &EncryptionContext) -> Result<(Secret32, Vec<u8>), KeyError> {
+        todo!()
+    }
+    fn wrap(&self, _key: &Secret32, _context: &EncryptionContext) -> Result<Vec<u8>, KeyError> {
+        todo!()
+    }
+    fn unwrap(&self, _blob: &[u8], _context: &EncryptionContext) -> Result<Secret32, KeyError> {
+        todo!()
+    }
+    fn describe(&self) -> Result<CmkInfo, KeyError> {
+        todo!()
+    }
+}
