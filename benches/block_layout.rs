@@ -10,6 +10,7 @@ use std::time::Instant;
 use envelopefs::crypto::{aead::AeadKey, random, secret::Secret32, wrap};
 use envelopefs::file::{EncryptedFile, FileContext};
 use envelopefs::format::{geometry::Geometry, volume::KeyMode};
+use envelopefs::keys::guard::{Guard, OutagePolicy};
 use envelopefs::keys::keyring::{KeyPolicy, Keyring};
 use envelopefs::keys::{CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef};
 use envelopefs::store::{Creator, Store, disk::DiskStore};
@@ -23,6 +24,9 @@ struct LocalCmk(KeyRef, Secret32);
 impl CmkProvider for LocalCmk {
     fn key_ref(&self) -> &KeyRef {
         &self.0
+    }
+    fn is_local(&self) -> bool {
+        true
     }
     fn generate(&self, context: &EncryptionContext) -> Result<(Secret32, Vec<u8>), KeyError> {
         let key = Secret32::random();
@@ -126,7 +130,7 @@ fn measure(layout: &dyn Layout, size: usize) -> [f64; 4] {
 fn aligned(dir: &Path) -> Box<dyn Layout> {
     let cmk = LocalCmk(KeyRef { provider: "bench".into(), key: "local".into() }, Secret32::random());
     let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
-    let keyring = Keyring::new([1; 16], vec![Arc::new(cmk)], policy, None, None);
+    let keyring = Keyring::new([1; 16], vec![Guard::new(Arc::new(cmk), OutagePolicy::default())], policy, None, None);
     let context = Arc::new(FileContext { keyring, geometry: Geometry { header_pages: 1 } });
     let store = DiskStore::open(dir).expect("open directory");
     let by = Creator { uid: 0, gid: 0, umask: 0o077 };

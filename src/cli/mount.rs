@@ -10,6 +10,7 @@ use super::options::OptionWords;
 use super::{Failure, PassphraseArgs, exit, init, note, say};
 use crate::config::MountOptions;
 use crate::format::volume::KeyMode;
+use crate::keys::guard::OutagePolicy;
 use crate::keys::keyring::KeyPolicy;
 use crate::keys::passphrase::PassphraseSource;
 use crate::mount::cipher_dir::{CipherDir, DEPARTURE};
@@ -111,6 +112,7 @@ impl Job {
                 cmks: &self.options.cmks,
                 trust_first_use: self.options.trust_first_use,
                 passphrase: &self.passphrase,
+                outage: OutagePolicy::default(),
                 every_cmk: !self.options.read_only,
                 record: true,
                 command: ("envelopefs mount", &format!("{from} {to}")),

@@ -14,8 +14,9 @@ use crate::format::names::{DIR_ID_NAME, LONG_PREFIX, LONG_SUFFIX, TEMP_PREFIX};
 use crate::format::small::{OBJECT_ID_XATTR, XattrCodec};
 use crate::format::volume::KeyMode;
 use crate::fs::FsError;
+use crate::keys::KeyError;
+use crate::keys::guard::Guard;
 use crate::keys::keyring::{KeyPolicy, Keyring};
-use crate::keys::{CmkProvider, KeyError};
 use crate::mount::cipher_dir::CipherDir;
 use crate::store::disk::{DiskFile, DiskStore};
 use crate::store::{Access, BackingFile, Kind, Place, Stat, Store};
@@ -47,7 +48,7 @@ struct Found {
 const POLICY: KeyPolicy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: u64::MAX, branch_max_files: u64::MAX };
 
 impl RawTree {
-    pub fn open(dir: CipherDir, cmks: Vec<Arc<dyn CmkProvider>>) -> std::result::Result<Self, Failure> {
+    pub fn open(dir: CipherDir, cmks: Vec<Arc<Guard>>) -> std::result::Result<Self, Failure> {
         let store = dir.tree()?.noatime(true);
         let found = search(&store, &cmks)?;
         let keyring = Keyring::new(found.volume_id, cmks, POLICY, None, None);
@@ -96,7 +97,7 @@ fn is_internal(name: &[u8]) -> bool {
 }
 
 /// Walks the tree until a header verifies under one of the CMKs.
-fn search(store: &DiskStore, cmks: &[Arc<dyn CmkProvider>]) -> std::result::Result<Found, Failure> {
+fn search(store: &DiskStore, cmks: &[Arc<Guard>]) -> std::result::Result<Found, Failure> {
     let failed = |e: std::io::Error| Failure::new(exit::VOLUME, format!("cannot read the tree: {e}"));
     let mut refused: Option<KeyError> = None;
     let mut tried = 0;
@@ -136,7 +137,7 @@ fn search(store: &DiskStore, cmks: &[Arc<dyn CmkProvider>]) -> std::result::Resu
 }
 
 /// The headers of one file: which volume they belong to, where one verifies.
-fn examine(file: &DiskFile, cmks: &[Arc<dyn CmkProvider>]) -> std::result::Result<Option<Found>, KeyError> {
+fn examine(file: &DiskFile, cmks: &[Arc<Guard>]) -> std::result::Result<Option<Found>, KeyError> {
     let mut refused = None;
     let mut first_page = vec![0; PAGE];
     let Ok(PAGE) = file.read_at(&mut first_page, 0) else { return Ok(None) };
@@ -153,8 +154,9 @@ fn examine(file: &DiskFile, cmks: &[Arc<dyn CmkProvider>]) -> std::result::Resul
             }
             let Ok(header) = Unverified::parse(&bytes, geometry) else { continue };
             let volume_id = header.claims().volume_id;
-            match Keyring::new(volume_id, cmks.to_vec(), POLICY, None, None).open(&header) {
-                Ok(keys) if header.verify(&keys, None).is_ok() => return Ok(Some(Found { volume_id, geometry })),
+            let keyring = Keyring::new(volume_id, cmks.to_vec(), POLICY, None, None);
+            match keyring.patiently(|| keyring.open(&header)) {
+                Ok(open) if header.verify(&open.keys, None).is_ok() => return Ok(Some(Found { volume_id, geometry })),
                 Ok(_) => {}
                 Err(e) => refused = Some(e),
             }

@@ -7,6 +7,7 @@ use super::{Failure, PassphraseArgs, note};
 use crate::config::MountOptions;
 use crate::file::Seek;
 use crate::fs::{Fs, FsError, Ino, OpenMode, ROOT};
+use crate::keys::guard::{Guard, OutagePolicy};
 use crate::keys::providers::{KMS_DEADLINE, Opening, open_cmks};
 use crate::mount::cipher_dir::CipherDir;
 use crate::mount::trust::{self, Request};
@@ -73,6 +74,7 @@ pub fn open(
         );
         let uris = trust::parse_uris(&named.cmks)?;
         let cmks = open_cmks(&uris, &mut Opening::new(&passphrase, KMS_DEADLINE))?;
+        let cmks = Guard::all(cmks, OutagePolicy::default());
         return Ok(Opened::Raw(RawTree::open(dir, cmks)?));
     };
     let unlocked = trust::unlock(
@@ -82,6 +84,7 @@ pub fn open(
             cmks: &named.cmks,
             trust_first_use: named.trust_first_use,
             passphrase: &passphrase,
+            outage: OutagePolicy::default(),
             every_cmk: false,
             record: named.trust_first_use,
             command,

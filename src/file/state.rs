@@ -9,6 +9,8 @@ use crate::crypto::{aead::AeadKey, file_keys::FileKeys, random};
 use crate::format::block;
 use crate::format::geometry::{Length, PAGE, PLAIN, blocks_for};
 use crate::format::header::{FLAG_HOLES_OK, FLAG_SEALED, FileHeader, HeaderError, Unverified};
+use crate::keys::KeyError;
+use crate::keys::keyring::{KeySource, OpenKeys};
 use crate::store::BackingFile;
 
 /// Where a file stands in the size protocol (`doc/FORMAT.md`, "Size").
@@ -28,6 +30,8 @@ pub(super) struct OpenHeader {
     /// 0 for slot A, 1 for slot B.
     pub slot: u8,
     pub keys: FileKeys,
+    /// Whether `keys` may still be used, the keyring tells by this.
+    pub source: Arc<KeySource>,
 }
 
 impl OpenHeader {
@@ -212,15 +216,17 @@ impl<F: BackingFile> EncryptedFile<F> {
         }
         found.sort_by_key(|(_, u)| std::cmp::Reverse(u.claims().generation));
         for (slot, unverified) in found {
-            let keys = match self.context.keyring.open(&unverified) {
-                Ok(keys) => keys,
+            let OpenKeys { keys, source } = match self.context.keyring.open(&unverified) {
+                Ok(open) => open,
+                // The older header must not be taken for want of a moment.
+                Err(e @ KeyError::Pending(_)) => return Err(e.into()),
                 Err(e) => {
                     failure = Some(e.into());
                     continue;
                 }
             };
             match unverified.verify(&keys, self.context.keyring.origin()) {
-                Ok(header) => return Ok(OpenHeader { header, slot, keys }),
+                Ok(header) => return Ok(OpenHeader { header, slot, keys, source }),
                 Err(e) => failure = Some(FileError::Header(e)),
             }
         }
@@ -230,9 +236,9 @@ impl<F: BackingFile> EncryptedFile<F> {
     /// Gives the file its first header. Not durable until the next sync.
     pub(super) fn create_header(&self, st: &mut State<F>) -> Result<(), FileError> {
         let keyring = &self.context.keyring;
-        let fresh = keyring.create()?;
+        let fresh = keyring.create(&None)?;
         let header = fresh.header(keyring.volume_id());
-        let open = OpenHeader { header, slot: 0, keys: fresh.keys };
+        let open = OpenHeader { header, slot: 0, keys: fresh.keys, source: fresh.source };
         if let Err(e) = self.write_header(st, &open) {
             let _ = st.backing.set_len(0);
             return Err(e);

@@ -9,6 +9,7 @@ use crate::crypto::secret::Secret32;
 use crate::format::geometry::{blocks_for, locate};
 use crate::format::header::HeaderError;
 use crate::format::volume::KeyMode;
+use crate::keys::guard::{Guard, OutagePolicy};
 use crate::keys::keyring::KeyPolicy;
 use crate::keys::test_cmk::TestCmk;
 use crate::store::memory::MemoryStore;
@@ -32,7 +33,13 @@ impl Bench {
     fn with(header_pages: u32, mode: KeyMode) -> Self {
         let cmk = Arc::new(TestCmk::new("one"));
         let policy = KeyPolicy { mode, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
-        let keyring = Keyring::new([5; 16], vec![cmk.clone()], policy, Some(Secret32::from_bytes([6; 32])), None);
+        let keyring = Keyring::new(
+            [5; 16],
+            vec![Guard::new(cmk.clone(), OutagePolicy::default())],
+            policy,
+            Some(Secret32::from_bytes([6; 32])),
+            None,
+        );
         let context = Arc::new(FileContext { keyring, geometry: Geometry { header_pages } });
         let store = MemoryStore::new();
         let by = Creator { uid: 0, gid: 0, umask: 0 };
@@ -612,7 +619,13 @@ fn tamper_16_a_file_of_another_volume_under_the_same_cmk_is_refused() {
     for (volume, origin) in [([4; 16], [6; 32]), ([5; 16], [7; 32])] {
         // First another volume id, then the same id forged without the volume's origin key.
         let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
-        let keyring = Keyring::new(volume, vec![bench.cmk.clone()], policy, Some(Secret32::from_bytes(origin)), None);
+        let keyring = Keyring::new(
+            volume,
+            vec![Guard::new(bench.cmk.clone(), OutagePolicy::default())],
+            policy,
+            Some(Secret32::from_bytes(origin)),
+            None,
+        );
         let geometry = bench.context.geometry;
         let context = Arc::new(FileContext { keyring, geometry });
         let foreign = Bench { store: MemoryStore::new(), context, cmk: bench.cmk.clone() };

@@ -74,6 +74,8 @@ fn of_key(e: &KeyError) -> i32 {
         KeyError::Refused { .. } => libc::EKEYREVOKED,
         KeyError::Unreachable { .. } | KeyError::NoCmk { .. } | KeyError::BadBlob { .. } => libc::ENOKEY,
         KeyError::Config(_) | KeyError::Io { .. } => libc::ENOKEY,
+        // Somebody did not fetch: no answer of the key's.
+        KeyError::Pending(_) => libc::ENOKEY,
         // The volume itself is not what it says.
         KeyError::Volume(_) => libc::EIO,
     }

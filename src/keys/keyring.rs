@@ -1,7 +1,8 @@
-//! The key tree of one volume at run time: CMKs → branch keys → file keys, with the branch cache.
-//! The file engine asks it for keys at create and first open only; no I/O of data comes here.
+//! The key tree of one volume at run time: CMKs → branch keys → file keys, with the caches. The file engine asks it for keys
+//! at create and first open only and never waits here: who may wait fetches (`fetch`). No I/O of data comes here.
 
 use std::{
+    collections::{HashMap, HashSet},
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,26 +12,46 @@ use data_encoding::HEXLOWER;
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    CmkProvider, EncryptionContext, KeyError,
-    branches::{Branches, Flight, abandoned},
+    EncryptionContext, KeyError, KeyRef,
+    cache::{Flight, Held, KeyCache, abandoned},
+    guard::{Bell, Deadline, Guard, OutagePolicy, Revoke},
     slots, unix_now,
+    wanted::{KeyGroup, Wanted},
 };
 use crate::crypto::{file_keys::FileKeys, kdf::mac_eq, random, secret::Secret32};
 use crate::format::{
     BranchId, FileId, VolumeId,
     header::{CmkSlot, FileHeader, SUITE_AES256_GCM, Unverified, WrappedDek},
-    volume::{BranchRecord, KeyMode},
+    volume::{BranchRecord, KeyMode, key_commitment},
 };
 
-/// After a branch could not be replaced, creates go on under the old one for this long before it is tried again.
-const REPLACE_RETRY: Duration = Duration::from_secs(60);
+pub use super::cache::KeySource;
+
+mod branch;
+mod outage;
+
+pub use outage::{KeyringStatus, Loss};
+
+/// Branch keys kept at most: a volume has one a month or per million files, so only forged headers reach it.
+const BRANCHES_MAX: usize = 1024;
+/// Keys of single files that were fetched and not taken yet (per-file mode).
+const FILES_MAX: usize = 256;
+/// How often something is tried again after a fetch: more than a header has slots that could each need one.
+const FETCHES_MAX: usize = 16;
 
 /// Identity and keys of a file that is about to get its first header.
 pub struct NewFileKeys {
     pub file_id: FileId,
     pub keys: FileKeys,
+    pub source: Arc<KeySource>,
     pub wrapped_dek: Option<WrappedDek>,
     pub slots: Vec<CmkSlot>,
+}
+
+/// A file's keys, and where they came from.
+pub struct OpenKeys {
+    pub keys: FileKeys,
+    pub source: Arc<KeySource>,
 }
 
 impl NewFileKeys {
@@ -61,58 +82,79 @@ pub struct KeyPolicy {
     pub branch_max_files: u64,
 }
 
-type BranchHook = Arc<dyn Fn(&BranchRecord) + Send + Sync>;
+/// An error that may say that a key has to be fetched first.
+pub trait Waits {
+    fn wanted(&self) -> Option<&Wanted>;
+}
 
-/// Locks: `current`, the hook and the cache's own are never held together, nor across a provider call.
+impl Waits for KeyError {
+    fn wanted(&self) -> Option<&Wanted> {
+        match self {
+            KeyError::Pending(wanted) => Some(wanted),
+            _ => None,
+        }
+    }
+}
+
+/// Locks: each is held for a look-up or a change only, none together with another, none across a provider call.
 pub struct Keyring {
     volume_id: VolumeId,
-    /// The allow-list: nobody else is ever asked.
-    cmks: Vec<Arc<dyn CmkProvider>>,
+    /// The allow-list: nobody else is ever asked. Grows only; keys are known by their index.
+    cmks: RwLock<Vec<Arc<Guard>>>,
+    /// So many of them, from the first, are the volume's own.
+    own: usize,
     policy: KeyPolicy,
+    outage: OutagePolicy,
     origin: Option<Secret32>,
-    branches: Branches,
-    current: Mutex<Current>,
-    hook: RwLock<Option<BranchHook>>,
+    branches: KeyCache<BranchId>,
+    /// Per-file mode: fetched, and taken by the next open.
+    files: KeyCache<FileId>,
+    /// Per-file mode: made, and taken by the next create.
+    fresh: Mutex<Vec<Fresh>>,
+    growing: Mutex<branch::Growing>,
+    hook: RwLock<Option<branch::BranchHook>>,
+    bell: Arc<Bell>,
 }
 
-/// The branch that new files hang on.
-struct Current {
-    /// The last branch known, unwrapped or not.
-    record: Option<BranchRecord>,
-    live: Option<Live>,
-    /// Somebody is unwrapping the recorded branch or making a new one.
-    making: Option<Arc<Flight<Live>>>,
-    retry_at: Option<Instant>,
-    /// The operator was told that the branch is overdue.
-    warned: bool,
+/// A key for one new file.
+struct Fresh {
+    group: KeyGroup,
+    file_id: FileId,
+    dek: Secret32,
+    slots: Vec<CmkSlot>,
+    source: Arc<KeySource>,
 }
 
-/// A branch with its key. `files` counts those that this mount created under it.
-#[derive(Clone)]
-struct Live {
-    record: Arc<BranchRecord>,
-    key: Arc<Secret32>,
-    files: u64,
-}
+/// CMKs with their indexes.
+type Members = Vec<(usize, Arc<Guard>)>;
 
 impl Keyring {
-    /// `origin`: the volume's origin key, `None` when the volume file is lost (origin is then unverified).
-    /// `branch`: the branch in use when the volume was last written; unwrapped on first need.
+    /// `cmks`: the volume's own, in its order. `origin`: the volume's origin key, `None` when the volume file is lost (origin
+    /// is then unverified). `branch`: the branch in use when the volume was last written; unwrapped on first need.
     pub fn new(
         volume_id: VolumeId,
-        cmks: Vec<Arc<dyn CmkProvider>>,
+        cmks: Vec<Arc<Guard>>,
         policy: KeyPolicy,
         origin: Option<Secret32>,
         branch: Option<BranchRecord>,
     ) -> Self {
+        let bell = Arc::new(Bell::default());
+        for cmk in &cmks {
+            cmk.report_to(&bell);
+        }
         Self {
             volume_id,
-            cmks,
+            own: cmks.len(),
+            outage: cmks.first().map(|cmk| cmk.policy()).unwrap_or_default(),
+            cmks: RwLock::new(cmks),
             policy,
             origin,
-            branches: Branches::default(),
-            current: Mutex::new(Current { record: branch, live: None, making: None, retry_at: None, warned: false }),
+            branches: KeyCache::new(BRANCHES_MAX),
+            files: KeyCache::new(FILES_MAX),
+            fresh: Mutex::default(),
+            growing: Mutex::new(branch::Growing::starting_with(branch)),
             hook: RwLock::new(None),
+            bell,
         }
     }
 
@@ -124,24 +166,47 @@ impl Keyring {
         self.origin.as_ref()
     }
 
-    /// Fresh identity and keys; no provider call while the current branch lasts.
-    pub fn create(&self) -> Result<NewFileKeys, KeyError> {
-        let file_id: FileId = random::array();
+    pub fn cmks(&self) -> Vec<Arc<Guard>> {
+        self.cmks.read().clone()
+    }
+
+    /// A CMK that directories hang on beside the volume's own. One that is there already stays as it is.
+    pub fn add_cmk(&self, cmk: Arc<Guard>) {
+        let mut cmks = self.cmks.write();
+        if !cmks.iter().any(|other| other.key_ref() == cmk.key_ref()) {
+            cmk.report_to(&self.bell);
+            cmks.push(cmk);
+        }
+    }
+
+    /// Fresh identity and keys for a file in a directory of `group`; no provider call while the current branch lasts.
+    pub fn create(&self, group: &KeyGroup) -> Result<NewFileKeys, KeyError> {
+        let members = self.members(group)?;
+        self.permitted(&members)?;
         match self.policy.mode {
             KeyMode::PerFile => {
-                let context = EncryptionContext::for_file(&self.volume_id, &file_id);
-                let (dek, slots) = slots::generate(&self.cmks, &context)?;
-                Ok(NewFileKeys { file_id, keys: FileKeys::derive(&file_id, &dek), wrapped_dek: None, slots })
+                let made = if all_local(&members) {
+                    Some(self.make_file_key(group, &members)?)
+                } else {
+                    let mut fresh = self.fresh.lock();
+                    let at = fresh.iter().position(|f| f.group == *group);
+                    at.map(|at| fresh.swap_remove(at))
+                };
+                let Some(Fresh { file_id, dek, slots, source, .. }) = made else {
+                    return Err(KeyError::Pending(Box::new(Wanted::NewFile(group.clone()))));
+                };
+                Ok(NewFileKeys { file_id, keys: FileKeys::derive(&file_id, &dek), source, wrapped_dek: None, slots })
             }
             KeyMode::Branch => {
-                let branch = self.branch_for_new_file()?;
-                let dek = Secret32::random();
+                let branch = self.branch_for_new_file(group, &members)?;
+                let (file_id, dek): (FileId, _) = (random::array(), Secret32::random());
                 let parent = (branch.record.id, &*branch.key);
                 let wrapped =
                     WrappedDek::seal(parent, &self.volume_id, &file_id, &dek, random::array(), random::array());
                 Ok(NewFileKeys {
                     file_id,
                     keys: FileKeys::derive(&file_id, &dek),
+                    source: branch.source,
                     wrapped_dek: Some(wrapped),
                     slots: branch.record.slots.clone(),
                 })
@@ -151,7 +216,7 @@ impl Keyring {
 
     /// The keys that a parsed header leads to: key references are checked against the configured CMKs before any call,
     /// each slot's commitment after it; single-flight per branch. A header of another volume is `BadBlob`.
-    pub fn open(&self, header: &Unverified) -> Result<FileKeys, KeyError> {
+    pub fn open(&self, header: &Unverified) -> Result<OpenKeys, KeyError> {
         let header = header.claims();
         if header.volume_id != self.volume_id {
             return Err(KeyError::BadBlob {
@@ -160,186 +225,230 @@ impl Keyring {
             });
         }
         match &header.wrapped_dek {
-            Some(wrapped) => self.with_branch_key(&wrapped.branch_id, &header.slots, |branch_key| {
-                let under = || format!("branch {}", HEXLOWER.encode(&wrapped.branch_id));
-                let dek =
-                    wrapped.open(branch_key, &self.volume_id, &header.file_id).map_err(|_| KeyError::BadBlob {
-                        key: under(),
-                        reason: "the file's key was altered, or belongs to another file".into(),
-                    })?;
-                file_keys(header, &dek, under)
-            }),
-            None => {
-                let context = EncryptionContext::for_file(&self.volume_id, &header.file_id);
-                slots::first_that_opens(&self.cmks, &header.slots, |cmk, slot| {
-                    let dek = slots::unwrap(cmk, slot, &context)?;
-                    file_keys(header, &dek, || cmk.key_ref().to_string())
+            Some(wrapped) => {
+                let context = EncryptionContext::for_branch(&self.volume_id, &wrapped.branch_id);
+                let pending = |slots| Wanted::Branch { branch: wrapped.branch_id, slots };
+                self.with_key(&self.branches, &wrapped.branch_id, &header.slots, &context, pending, |held| {
+                    let under = || format!("branch {}", HEXLOWER.encode(&wrapped.branch_id));
+                    let dek =
+                        wrapped.open(&held.key, &self.volume_id, &header.file_id).map_err(|_| KeyError::BadBlob {
+                            key: under(),
+                            reason: "the file's key was altered, or belongs to another file".into(),
+                        })?;
+                    file_keys(header, &dek, held, under)
                 })
             }
+            None => {
+                let context = EncryptionContext::for_file(&self.volume_id, &header.file_id);
+                let pending = |slots| Wanted::File { file: header.file_id, slots };
+                let opened = self.with_key(&self.files, &header.file_id, &header.slots, &context, pending, |held| {
+                    file_keys(header, &held.key, held, || "one of the file's CMKs".into())
+                });
+                if opened.is_ok() {
+                    // Each open asks the CMK: that is what this mode is for.
+                    header.slots.iter().for_each(|slot| self.files.remove(&header.file_id, &slot.commitment));
+                }
+                opened
+            }
         }
     }
 
-    /// The branch that new files hang on, for the volume file; `None` before the first one was needed.
-    pub fn current_branch(&self) -> Option<BranchRecord> {
-        self.current.lock().record.clone()
+    /// Asks the providers for what `open` or `create` lacked: blocks up to the deadline, while no lock of the caller's may be
+    /// held. What comes of it, also a failure, is what the next `open` or `create` meets.
+    pub fn fetch(&self, wanted: &Wanted) {
+        let until = Deadline::after(self.outage.deadline);
+        let outcome = match wanted {
+            Wanted::Branch { branch, slots } => {
+                let context = EncryptionContext::for_branch(&self.volume_id, branch);
+                self.fetch_key(&self.branches, branch, slots, &context, until)
+            }
+            Wanted::File { file, slots } => {
+                let context = EncryptionContext::for_file(&self.volume_id, file);
+                self.fetch_key(&self.files, file, slots, &context, until)
+            }
+            Wanted::NewBranch(group) => self.fetch_branch_for_new_files(group),
+            Wanted::NewFile(group) => self.fetch_file_key(group),
+        };
+        if let Err(e) = outcome {
+            log::debug!("fetching a key: {e}");
+        }
     }
 
-    /// Called whenever a new branch came into being, so that the owner can persist it before files depend on it.
-    pub fn on_new_branch(&self, hook: Box<dyn Fn(&BranchRecord) + Send + Sync>) {
-        *self.hook.write() = Some(Arc::from(hook));
+    /// `op`, with the keys fetched that it lacks. For threads that may wait and hold no lock.
+    pub fn patiently<T, E: Waits>(&self, mut op: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+        let mut outcome = op();
+        for _ in 0..FETCHES_MAX {
+            match &outcome {
+                Err(e) => match e.wanted() {
+                    Some(wanted) => self.fetch(wanted),
+                    None => break,
+                },
+                Ok(_) => break,
+            }
+            outcome = op();
+        }
+        outcome
     }
 
-    /// Gives `attempt` the branch keys that the slots lead to until one does: first those in memory, then by calls.
-    fn with_branch_key<T>(
+    /// The CMKs of a group, with their indexes.
+    fn members(&self, group: &KeyGroup) -> Result<Members, KeyError> {
+        let cmks = self.cmks.read();
+        let numbered = || cmks.iter().cloned().enumerate();
+        match group {
+            None => Ok(numbered().take(self.own).collect()),
+            Some(names) => names
+                .iter()
+                .map(|name| {
+                    numbered()
+                        .find(|(_, cmk)| cmk.key_ref() == name)
+                        .ok_or_else(|| KeyError::NoCmk { named: name.to_string() })
+                })
+                .collect(),
+        }
+    }
+
+    /// The configured CMKs that slots name, each slot with its CMK, in the order of the slots.
+    fn allowed<'s>(&self, slots: &'s [CmkSlot]) -> Vec<(usize, Arc<Guard>, &'s CmkSlot)> {
+        let cmks = self.cmks.read();
+        let find = |slot: &'s CmkSlot| {
+            let at = cmks.iter().position(|cmk| slots::belongs(slot, cmk.key_ref()))?;
+            Some((at, cmks[at].clone(), slot))
+        };
+        slots.iter().filter_map(find).take(slots::ATTEMPTS_PER_CMK * cmks.len()).collect()
+    }
+
+    /// The error where policy forbids keys that hang on these CMKs, the first-listed among them deciding for `primary`.
+    fn permitted(&self, members: &[(usize, Arc<Guard>)]) -> Result<(), KeyError> {
+        if self.outage.revoke == Revoke::Primary
+            && let Some((_, first)) = members.iter().min_by_key(|(index, _)| *index)
+            && let Some(refused @ KeyError::Refused { .. }) = first.loss()
+        {
+            return Err(refused);
+        }
+        Ok(())
+    }
+
+    /// Gives `attempt` the keys that the slots lead to until one does: first those in memory, then those that local providers
+    /// open; what only others could open is `Pending`.
+    fn with_key<Id: Copy + Eq + std::hash::Hash, T>(
         &self,
-        branch: &BranchId,
+        cache: &KeyCache<Id>,
+        id: &Id,
         slots: &[CmkSlot],
-        mut attempt: impl FnMut(&Arc<Secret32>) -> Result<T, KeyError>,
+        context: &EncryptionContext,
+        pending: impl FnOnce(Vec<CmkSlot>) -> Wanted,
+        mut attempt: impl FnMut(&Held) -> Result<T, KeyError>,
     ) -> Result<T, KeyError> {
-        let allowed = |slot: &&CmkSlot| self.cmks.iter().any(|cmk| slots::belongs(slot, cmk.as_ref()));
-        for slot in slots.iter().filter(allowed) {
-            if let Some(key) = self.branches.get(branch, &slot.commitment)
-                && let Ok(value) = attempt(&key)
+        let allowed = self.allowed(slots);
+        let members: Members = allowed.iter().map(|(at, cmk, _)| (*at, cmk.clone())).collect();
+        self.permitted(&members)?;
+        let mut worst = slots::Worst::default();
+        let mut tried: HashSet<[u8; 32]> = HashSet::new();
+        for (_, _, slot) in &allowed {
+            if !tried.contains(&slot.commitment)
+                && let Some(held) = cache.get(id, &slot.commitment)
             {
-                return Ok(value);
+                tried.insert(slot.commitment);
+                match attempt(&held) {
+                    Ok(value) => return Ok(value),
+                    Err(e) => worst.note(e),
+                }
             }
         }
-        let context = EncryptionContext::for_branch(&self.volume_id, branch);
-        slots::first_that_opens(&self.cmks, slots, |cmk, slot| {
-            let unwrap = || slots::unwrap(cmk, slot, &context);
-            attempt(&self.branches.get_or_unwrap(branch, slot, unwrap)?)
-        })
-    }
-
-    /// The current branch, counted for one more file. Where it is due for replacement, one thread sees to that while
-    /// the others go on under the old one; where there is none yet, they wait for that thread.
-    fn branch_for_new_file(&self) -> Result<Live, KeyError> {
-        let (flight, previous, record) = {
-            let mut current = self.current.lock();
-            let due = current.live.as_ref().is_some_and(|live| self.is_due(&live.record, live.files));
-            let wait_with_it = current.making.is_some() || current.retry_at.is_some_and(|at| Instant::now() < at);
-            if let Some(live) = &mut current.live
-                && (!due || wait_with_it)
-            {
-                live.files = live.files.saturating_add(1);
-                return Ok(live.clone());
+        let mut lacking = Vec::new();
+        let shared: Arc<[CmkSlot]> = slots.into();
+        let primary = members.iter().map(|(at, _)| *at).min().unwrap_or(0);
+        for (at, cmk, slot) in &allowed {
+            if tried.contains(&slot.commitment) {
+                continue;
             }
-            if let Some(flight) = current.making.clone() {
-                drop(current);
-                return flight.wait();
-            }
-            let flight = Arc::new(Flight::default());
-            current.making = Some(flight.clone());
-            (flight, current.live.clone(), current.record.clone())
-        };
-        let landing = Landing { keyring: self, flight: &flight };
-        let outcome = self.next_branch(previous, record);
-        let answer = {
-            let mut current = self.current.lock();
-            match outcome {
-                Ok((mut live, overdue)) => {
-                    let retry = overdue.is_some();
-                    if let Some(why) = overdue
-                        && !current.warned
-                    {
-                        log::warn!(
-                            "branch {} is due for replacement but stays in use, since a new one cannot be made: {why}",
-                            HEXLOWER.encode(&live.record.id),
-                        );
-                    }
-                    current.warned = retry;
-                    current.retry_at = retry.then(|| Instant::now() + REPLACE_RETRY);
-                    live.files = match &current.live {
-                        Some(before) if before.record.id == live.record.id => before.files.saturating_add(1),
-                        _ => 1,
-                    };
-                    current.record = Some(BranchRecord::clone(&live.record));
-                    current.live = Some(live.clone());
-                    Ok(live)
+            if let Some(loss) = cmk.loss() {
+                worst.note(loss);
+            } else if cmk.is_local() {
+                let unwrap = || self.unwrap(cmk, (*at, primary), slot, &shared, context, self.deadline());
+                match cache.get_or_unwrap(id, slot, unwrap).and_then(|held| attempt(&held)) {
+                    Ok(value) => return Ok(value),
+                    Err(e) => worst.note(e),
                 }
-                Err(e) => Err(e),
+            } else if let Some(error) = cache.recent_failure(id, slot) {
+                worst.note(error);
+            } else {
+                lacking.push(CmkSlot::clone(slot));
             }
-        };
-        flight.land(match &answer {
-            Ok(live) => Ok(live.clone()),
-            Err(e) => Err(e.repeat()),
-        });
-        drop(landing);
-        answer
+        }
+        if !lacking.is_empty() {
+            return Err(KeyError::Pending(Box::new(pending(lacking))));
+        }
+        Err(worst.into_error().unwrap_or_else(|| slots::no_cmk(slots)))
     }
 
-    /// What new files hang on from now: a new branch where the last one is due (or there is none), else the last one.
-    /// With an old branch that had to stay comes the reason.
-    fn next_branch(
+    /// The first of these slots that opens, into the cache; each failure is noted there.
+    fn fetch_key<Id: Copy + Eq + std::hash::Hash>(
         &self,
-        previous: Option<Live>,
-        record: Option<BranchRecord>,
-    ) -> Result<(Live, Option<KeyError>), KeyError> {
-        let Some(record) = record else { return Ok((self.make_branch(None)?, None)) };
-        if !self.is_due(&record, previous.as_ref().map_or(0, |live| live.files)) {
-            match self.revive(&record) {
-                Ok(live) => return Ok((live, None)),
-                // Nobody can use this branch any more: new files get one of their own.
-                Err(e @ (KeyError::BadBlob { .. } | KeyError::NoCmk { .. })) => {
-                    log::warn!("the volume's recorded branch is replaced: {e}");
-                    return Ok((self.make_branch(None)?, None));
+        cache: &KeyCache<Id>,
+        id: &Id,
+        slots: &[CmkSlot],
+        context: &EncryptionContext,
+        until: Deadline,
+    ) -> Result<(), KeyError> {
+        let allowed = self.allowed(slots);
+        let shared: Arc<[CmkSlot]> = slots.into();
+        let primary = allowed.iter().map(|(at, ..)| *at).min().unwrap_or(0);
+        let mut worst = slots::Worst::default();
+        for (n, (at, cmk, slot)) in allowed.iter().enumerate() {
+            let share = until.share(allowed.len() - n);
+            let unwrap = || self.unwrap(cmk, (*at, primary), slot, &shared, context, share);
+            match cache.get_or_unwrap(id, slot, unwrap) {
+                Ok(_) => return Ok(()),
+                Err(e) => {
+                    cache.note_failure(id, slot, &e);
+                    worst.note(e);
                 }
-                Err(e) => return Err(e),
             }
         }
-        match self.make_branch(Some(&record)) {
-            Ok(live) => Ok((live, None)),
-            Err(why) => match previous.map_or_else(|| self.revive(&record), Ok) {
-                Ok(live) => Ok((live, Some(why))),
-                Err(_) => Err(why),
-            },
-        }
+        Err(worst.into_error().unwrap_or_else(|| slots::no_cmk(slots)))
     }
 
-    /// Too old, too many files, from the future, or not wrapped by every configured CMK.
-    fn is_due(&self, record: &BranchRecord, files: u64) -> bool {
-        const CLOCK_SLACK: i64 = 24 * 3600;
-        let age = unix_now().saturating_sub(record.created);
-        let too_old = match u64::try_from(age) {
-            Ok(age) => age >= self.policy.branch_max_age,
-            Err(_) => age < -CLOCK_SLACK,
-        };
-        let lacks = |cmk: &Arc<dyn CmkProvider>| !record.slots.iter().any(|slot| slots::belongs(slot, cmk.as_ref()));
-        too_old || files >= self.policy.branch_max_files || self.cmks.iter().any(lacks)
+    fn unwrap(
+        &self,
+        cmk: &Guard,
+        (via, primary): (usize, usize),
+        slot: &CmkSlot,
+        slots: &Arc<[CmkSlot]>,
+        context: &EncryptionContext,
+        until: Deadline,
+    ) -> Result<Held, KeyError> {
+        let key = Arc::new(slots::unwrap(cmk, slot, context, until)?);
+        Ok(Held { key, source: KeySource::new(via, primary), slots: slots.clone(), since: Instant::now() })
     }
 
-    /// The recorded branch with its key.
-    fn revive(&self, record: &BranchRecord) -> Result<Live, KeyError> {
-        let key = self.with_branch_key(&record.id, &record.slots, |key| Ok(key.clone()))?;
-        Ok(Live { record: Arc::new(record.clone()), key, files: 0 })
+    fn deadline(&self) -> Deadline {
+        Deadline::after(self.outage.deadline)
     }
 
-    /// A new branch under all CMKs. It must not be open to fewer of them than the one it replaces: a mount that was
-    /// given only some of a volume's CMKs would otherwise lock the others out of every new file.
-    fn make_branch(&self, replaces: Option<&BranchRecord>) -> Result<Live, KeyError> {
-        let slots_before = replaces.map_or(&[][..], |record| &record.slots);
-        let known = |slot: &&CmkSlot| self.cmks.iter().any(|cmk| slots::belongs(slot, cmk.as_ref()));
-        let missing: Vec<CmkSlot> = slots_before.iter().filter(|slot| !known(slot)).cloned().collect();
-        if !missing.is_empty() && missing.len() < slots_before.len() {
-            let names = slots::names(&missing);
-            return Err(KeyError::Config(format!(
-                "the branch in use is also wrapped under {names}, and this mount was not given that CMK"
-            )));
-        }
-        let id: BranchId = random::array();
-        let (key, slots) = slots::generate(&self.cmks, &EncryptionContext::for_branch(&self.volume_id, &id))?;
-        let record = BranchRecord { id, created: unix_now(), slots };
-        let key = Arc::new(key);
-        // All slots hold the same key, so the same commitment.
-        if let Some(slot) = record.slots.first() {
-            self.branches.insert(&id, &slot.commitment, key.clone());
-        }
-        let hook = self.hook.read().clone();
-        if let Some(hook) = hook {
-            hook(&record);
-        }
-        Ok(Live { record: Arc::new(record), key, files: 0 })
+    fn fetch_file_key(&self, group: &KeyGroup) -> Result<(), KeyError> {
+        let made = self.make_file_key(group, &self.members(group)?)?;
+        self.fresh.lock().push(made);
+        Ok(())
     }
+
+    fn make_file_key(&self, group: &KeyGroup, members: &Members) -> Result<Fresh, KeyError> {
+        let file_id: FileId = random::array();
+        let context = EncryptionContext::for_file(&self.volume_id, &file_id);
+        let cmks: Vec<_> = members.iter().map(|(_, cmk)| cmk.clone()).collect();
+        let (dek, slots) = slots::generate(&cmks, &context, self.deadline())?;
+        Ok(Fresh { group: group.clone(), file_id, dek, slots, source: made_by(members) })
+    }
+}
+
+/// The source of a key that the first of these CMKs made.
+fn made_by(members: &Members) -> Arc<KeySource> {
+    let primary = members.iter().map(|(at, _)| *at).min().unwrap_or(0);
+    KeySource::new(members.first().map_or(primary, |(at, _)| *at), primary)
+}
+
+fn all_local(members: &Members) -> bool {
+    members.iter().all(|(_, cmk)| cmk.is_local())
 }
 
 impl fmt::Debug for Keyring {
@@ -348,21 +457,13 @@ impl fmt::Debug for Keyring {
     }
 }
 
-/// Ends the making of a branch also when a provider or the hook panics.
-struct Landing<'a> {
-    keyring: &'a Keyring,
-    flight: &'a Arc<Flight<Live>>,
-}
-
-impl Drop for Landing<'_> {
-    fn drop(&mut self) {
-        self.keyring.current.lock().making = None;
-        self.flight.land(Err(abandoned()));
-    }
-}
-
 /// A DEK's file keys, if they are the ones that the header committed to. `under`: what the DEK was wrapped by.
-fn file_keys(header: &FileHeader, dek: &Secret32, under: impl Fn() -> String) -> Result<FileKeys, KeyError> {
+fn file_keys(
+    header: &FileHeader,
+    dek: &Secret32,
+    held: &Held,
+    under: impl Fn() -> String,
+) -> Result<OpenKeys, KeyError> {
     let keys = FileKeys::derive(&header.file_id, dek);
     if !mac_eq(&keys.commitment(), &header.commitment) {
         return Err(KeyError::BadBlob {
@@ -370,7 +471,7 @@ fn file_keys(header: &FileHeader, dek: &Secret32, under: impl Fn() -> String) ->
             reason: "it gives another key than the file's header commits to".into(),
         });
     }
-    Ok(keys)
+    Ok(OpenKeys { keys, source: held.source.clone() })
 }
 
 #[cfg(test)]

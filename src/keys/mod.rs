@@ -2,20 +2,25 @@
 
 use std::fmt;
 
+use wanted::Wanted;
+
 use data_encoding::HEXLOWER;
 
 use crate::crypto::secret::Secret32;
 use crate::format::{BranchId, FileId, VolumeId};
 
-mod branches;
+mod cache;
+pub mod guard;
 pub mod keyring;
 pub mod known_volumes;
 pub mod passphrase;
 mod protected;
 pub mod providers;
 mod slots;
+mod standing;
 pub mod uri;
 pub mod volume;
+pub mod wanted;
 
 /// Authenticated names and values that accompany every provider call. Order does not matter; names are frozen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -107,6 +112,10 @@ pub enum KeyError {
     Volume(String),
     #[error("{path}: {source}")]
     Io { path: String, source: std::io::Error },
+    /// Not an answer: a remote provider has to be asked first, by somebody who may wait and holds no lock
+    /// (`Keyring::fetch`); then the same thing is tried again.
+    #[error("a key has to be fetched first")]
+    Pending(Box<Wanted>),
 }
 
 impl KeyError {
@@ -119,6 +128,7 @@ impl KeyError {
             Self::NoCmk { named } => Self::NoCmk { named: named.clone() },
             Self::Config(text) => Self::Config(text.clone()),
             Self::Volume(text) => Self::Volume(text.clone()),
+            Self::Pending(wanted) => Self::Pending(wanted.clone()),
             Self::Io { path, source } => Self::Io {
                 path: path.clone(),
                 source: match source.raw_os_error() {

@@ -24,6 +24,7 @@ pub struct TestCmk {
     pub contexts: Mutex<Vec<EncryptionContext>>,
     /// How long each call takes.
     pause: std::time::Duration,
+    remote: bool,
 }
 
 impl TestCmk {
@@ -37,12 +38,18 @@ impl TestCmk {
             unwrapped: AtomicUsize::new(0),
             contexts: Mutex::new(Vec::new()),
             pause: std::time::Duration::ZERO,
+            remote: false,
         }
     }
 
     /// Slow enough for other threads to arrive during a call.
     pub fn slow(name: &str) -> Self {
         Self { pause: std::time::Duration::from_millis(30), ..Self::new(name) }
+    }
+
+    /// One that may take its time, so that nobody calls it where he must not wait.
+    pub fn remote(name: &str) -> Self {
+        Self { remote: true, ..Self::new(name) }
     }
 
     /// generate, wrap and unwrap calls so far.
@@ -72,6 +79,9 @@ impl TestCmk {
 impl CmkProvider for TestCmk {
     fn key_ref(&self) -> &KeyRef {
         &self.key_ref
+    }
+    fn is_local(&self) -> bool {
+        !self.remote
     }
     fn generate(&self, context: &EncryptionContext) -> Result<(Secret32, Vec<u8>), KeyError> {
         self.called(&self.generated, context)?;

@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 
-use super::{CmkProvider, EncryptionContext, KeyError, slots};
+use super::{
+    EncryptionContext, KeyError,
+    guard::{Deadline, Guard},
+    slots,
+};
 use crate::crypto::{kdf::mac_eq, random};
 use crate::format::{
     BranchId, VolumeId,
@@ -22,15 +26,16 @@ pub struct NewVolume {
 }
 
 /// A fresh volume: config (with a first branch already wrapped, unless per-file mode) and its keys.
-pub fn create(new: &NewVolume, cmks: &[Arc<dyn CmkProvider>]) -> Result<(VolumeConfig, VolumeKeys), KeyError> {
+pub fn create(new: &NewVolume, cmks: &[Arc<Guard>]) -> Result<(VolumeConfig, VolumeKeys), KeyError> {
     let volume_id: VolumeId = random::array();
     let created = super::unix_now();
-    let (volume_key, volume_key_slots) = slots::generate(cmks, &EncryptionContext::for_volume(&volume_id))?;
+    let until = deadline(cmks);
+    let (volume_key, volume_key_slots) = slots::generate(cmks, &EncryptionContext::for_volume(&volume_id), until)?;
     let branch = match new.policy.mode {
         KeyMode::PerFile => None,
         KeyMode::Branch => {
             let id: BranchId = random::array();
-            let (_, slots) = slots::generate(cmks, &EncryptionContext::for_branch(&volume_id, &id))?;
+            let (_, slots) = slots::generate(cmks, &EncryptionContext::for_branch(&volume_id, &id), until)?;
             Some(BranchRecord { id, created, slots })
         }
     };
@@ -53,14 +58,14 @@ pub fn create(new: &NewVolume, cmks: &[Arc<dyn CmkProvider>]) -> Result<(VolumeC
 /// What contradicts the record or is not authentic is `KeyError::Volume`.
 pub fn unlock(
     volume: UnverifiedVolume,
-    cmks: &[Arc<dyn CmkProvider>],
+    cmks: &[Arc<Guard>],
     pinned: Option<&[u8; 32]>,
 ) -> Result<(VolumeConfig, VolumeKeys), KeyError> {
     let claims = volume.claims();
     let volume_id = claims.volume_id;
     let context = EncryptionContext::for_volume(&volume_id);
-    let keys = slots::first_that_opens(cmks, &claims.volume_key, |cmk, slot| {
-        let keys = VolumeKeys::derive(&volume_id, &slots::unwrap(cmk, slot, &context)?);
+    let keys = slots::first_that_opens(cmks, &claims.volume_key, deadline(cmks), |cmk, slot, until| {
+        let keys = VolumeKeys::derive(&volume_id, &slots::unwrap(cmk, slot, &context, until)?);
         match pinned {
             Some(pinned) if !mac_eq(pinned, &keys.commitment) => Err(KeyError::Volume(format!(
                 "volume {} has another volume key than the one recorded for it (commitment {}, recorded {}): \
@@ -74,6 +79,10 @@ pub fn unlock(
     })?;
     let config = volume.verify(&keys).map_err(|e| KeyError::Volume(e.to_string()))?;
     Ok((config, keys))
+}
+
+fn deadline(cmks: &[Arc<Guard>]) -> Deadline {
+    Deadline::after(cmks.first().map(|cmk| cmk.policy()).unwrap_or_default().deadline)
 }
 
 /// The commitment of the volume key as hex, for known-volumes records.

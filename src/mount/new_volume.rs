@@ -7,11 +7,12 @@ use super::cipher_dir::CipherDir;
 use super::trust::pinned_uris;
 use crate::format::volume::VolumeConfig;
 use crate::fs::Fs;
+use crate::keys::guard::{Guard, OutagePolicy};
 use crate::keys::keyring::KeyPolicy;
 use crate::keys::known_volumes::{KnownVolume, KnownVolumes};
 use crate::keys::passphrase::PassphraseSource;
-use crate::keys::uri::{CmkUri, KeyfileUri};
 use crate::keys::providers::{KMS_DEADLINE, Opening, keyfile, open_cmks};
+use crate::keys::uri::{CmkUri, KeyfileUri};
 use crate::keys::{self, KeyError, volume::NewVolume};
 
 /// The keyfile that is used where no CMK is named, in the configuration directory.
@@ -54,6 +55,7 @@ pub fn make(path: &Path, plan: &Plan<'_>) -> Result<Made, MountError> {
 fn fill(dir: &CipherDir, made_dir: bool, plan: &Plan<'_>) -> Result<Made, MountError> {
     let (uris, new_keyfile) = cmk_uris(plan)?;
     let cmks = open_cmks(&uris, &mut Opening::new(plan.passphrase, KMS_DEADLINE))?;
+    let cmks = Guard::all(cmks, OutagePolicy::default());
     let new = NewVolume {
         plaintext_names: plan.plaintext_names,
         header_pages: plan.header_pages,

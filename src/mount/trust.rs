@@ -8,11 +8,12 @@ use data_encoding::HEXLOWER;
 use super::cipher_dir::CipherDir;
 use super::{MountError, printable};
 use crate::format::volume::{UnverifiedVolume, VolumeConfig, VolumeKeys};
+use crate::keys::guard::{Guard, OutagePolicy};
 use crate::keys::known_volumes::{KnownVolume, KnownVolumes};
 use crate::keys::passphrase::PassphraseSource;
+use crate::keys::providers::{self, Opening};
 use crate::keys::uri::CmkUri;
-use crate::keys::providers::{self, KMS_DEADLINE, Opening};
-use crate::keys::{self, CmkProvider, KeyError};
+use crate::keys::{self, KeyError};
 
 /// How a command wants a volume unlocked.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub struct Request<'a> {
     pub cmks: &'a [String],
     pub trust_first_use: bool,
     pub passphrase: &'a PassphraseSource,
+    pub outage: OutagePolicy,
     /// Writers need every CMK, since new keys are wrapped under each; readers need any.
     pub every_cmk: bool,
     /// A volume that this host did not know is recorded once it has opened.
@@ -33,7 +35,7 @@ pub struct Request<'a> {
 pub struct Unlocked {
     pub config: VolumeConfig,
     pub keys: VolumeKeys,
-    pub cmks: Vec<Arc<dyn CmkProvider>>,
+    pub cmks: Vec<Arc<Guard>>,
 }
 
 /// CMK URIs from text; a relative path becomes absolute.
@@ -42,7 +44,7 @@ pub fn parse_uris(texts: &[String]) -> Result<Vec<CmkUri>, KeyError> {
 }
 
 /// URIs that go on meaning the very keys that were opened: what records and volume files hold.
-pub fn pinned_uris(uris: &[CmkUri], cmks: &[Arc<dyn CmkProvider>]) -> Vec<String> {
+pub fn pinned_uris(uris: &[CmkUri], cmks: &[Arc<Guard>]) -> Vec<String> {
     uris.iter().zip(cmks).map(|(uri, cmk)| uri.pinned(cmk.key_ref()).to_string()).collect()
 }
 
@@ -76,7 +78,7 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
     let (uris, cmks) = open_cmks(uris, request)?;
     if let Some(record) = &record
         && request.cmks.is_empty()
-        && !cmks.iter().any(|cmk| wraps_volume_key(claims, cmk.as_ref()))
+        && !cmks.iter().any(|cmk| wraps_volume_key(claims, cmk))
     {
         return Err(MountError::Volume(format!(
             "volume {} contradicts its record: its key is wrapped under {}, recorded is {}. The volume file was replaced, \
@@ -101,12 +103,12 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
     Ok(Unlocked { config, keys, cmks })
 }
 
-type Opened = (Vec<CmkUri>, Vec<Arc<dyn CmkProvider>>);
+type Opened = (Vec<CmkUri>, Vec<Arc<Guard>>);
 
 fn open_cmks(uris: Vec<CmkUri>, request: &Request<'_>) -> Result<Opened, MountError> {
-    let mut opening = Opening::new(request.passphrase, KMS_DEADLINE);
+    let mut opening = Opening::new(request.passphrase, request.outage.deadline);
     let error = match providers::open_cmks(&uris, &mut opening) {
-        Ok(cmks) => return Ok((uris, cmks)),
+        Ok(cmks) => return Ok((uris, Guard::all(cmks, request.outage))),
         Err(e) => e,
     };
     if uris.len() == 1 {
@@ -125,7 +127,7 @@ fn open_cmks(uris: Vec<CmkUri>, request: &Request<'_>) -> Result<Opened, MountEr
         match providers::open_cmk(&uri, &mut opening) {
             Ok(cmk) => {
                 opened.0.push(uri);
-                opened.1.push(cmk);
+                opened.1.push(Guard::new(cmk, request.outage));
             }
             Err(e) => log::warn!("going on without CMK {uri}: {e}"),
         }
@@ -133,7 +135,7 @@ fn open_cmks(uris: Vec<CmkUri>, request: &Request<'_>) -> Result<Opened, MountEr
     if opened.1.is_empty() { Err(error.into()) } else { Ok(opened) }
 }
 
-fn wraps_volume_key(claims: &VolumeConfig, cmk: &dyn CmkProvider) -> bool {
+fn wraps_volume_key(claims: &VolumeConfig, cmk: &Guard) -> bool {
     let own = cmk.key_ref();
     claims.volume_key.iter().any(|slot| slot.provider == own.provider && slot.key_ref == own.key)
 }

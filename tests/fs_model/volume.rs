@@ -12,6 +12,7 @@ use envelopefs::format::geometry::Geometry;
 use envelopefs::format::names::NameCodec;
 use envelopefs::format::volume::{KeyMode, VolumeKeys};
 use envelopefs::fs::{Caller, Fs, FsConfig};
+use envelopefs::keys::guard::{Guard, OutagePolicy};
 use envelopefs::keys::keyring::{KeyPolicy, Keyring};
 use envelopefs::keys::{CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef};
 use envelopefs::store::Store;
@@ -31,6 +32,9 @@ pub struct TestCmk(KeyRef, Secret32);
 impl CmkProvider for TestCmk {
     fn key_ref(&self) -> &KeyRef {
         &self.0
+    }
+    fn is_local(&self) -> bool {
+        true
     }
     fn generate(&self, context: &EncryptionContext) -> Result<(Secret32, Vec<u8>), KeyError> {
         let key = Secret32::random();
@@ -57,7 +61,13 @@ pub fn mount<S: Store>(tree: S, overflow: S, plain_names: bool) -> Fs<S> {
     let keys = volume_keys();
     let cmk = TestCmk(KeyRef { provider: "test".into(), key: "one".into() }, Secret32::from_bytes([9; 32]));
     let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
-    let keyring = Keyring::new(VOLUME, vec![Arc::new(cmk)], policy, Some(keys.origin.duplicate()), None);
+    let keyring = Keyring::new(
+        VOLUME,
+        vec![Guard::new(Arc::new(cmk), OutagePolicy::default())],
+        policy,
+        Some(keys.origin.duplicate()),
+        None,
+    );
     let config = FsConfig {
         files: Arc::new(FileContext { keyring, geometry: Geometry { header_pages: 1 } }),
         names: if plain_names { NameCodec::Plain } else { NameCodec::encrypted(&keys.names) },

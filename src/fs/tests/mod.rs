@@ -7,6 +7,7 @@ use super::*;
 use crate::crypto::{secret::Secret32, wrap};
 use crate::format::geometry::Geometry;
 use crate::format::volume::KeyMode;
+use crate::keys::guard::{Guard, OutagePolicy};
 use crate::keys::keyring::{KeyPolicy, Keyring};
 use crate::keys::{CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef};
 use crate::store::memory::MemoryStore;
@@ -55,6 +56,9 @@ impl CmkProvider for TestCmk {
     fn key_ref(&self) -> &KeyRef {
         &self.key_ref
     }
+    fn is_local(&self) -> bool {
+        true
+    }
     fn generate(&self, context: &EncryptionContext) -> std::result::Result<(Secret32, Vec<u8>), KeyError> {
         let key = Secret32::random();
         let blob = self.wrap(&key, context)?;
@@ -98,7 +102,13 @@ impl Volume {
     fn config(&self, budget: usize) -> FsConfig {
         let keys = volume_keys();
         let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
-        let keyring = Keyring::new(VOLUME, vec![self.cmk.clone()], policy, Some(keys.origin.duplicate()), None);
+        let keyring = Keyring::new(
+            VOLUME,
+            vec![Guard::new(self.cmk.clone(), OutagePolicy::default())],
+            policy,
+            Some(keys.origin.duplicate()),
+            None,
+        );
         FsConfig {
             files: Arc::new(FileContext { keyring, geometry: Geometry { header_pages: 1 } }),
             names: NameCodec::encrypted(&keys.names),

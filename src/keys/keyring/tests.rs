@@ -18,7 +18,7 @@ fn cmk(name: &str) -> Arc<TestCmk> {
 }
 
 fn ring_with(cmks: &[&Arc<TestCmk>], policy: KeyPolicy, branch: Option<BranchRecord>) -> Keyring {
-    let cmks = cmks.iter().map(|&cmk| cmk.clone() as Arc<dyn CmkProvider>).collect();
+    let cmks = cmks.iter().map(|&cmk| Guard::new(cmk.clone(), OutagePolicy::default())).collect();
     Keyring::new(VOLUME, cmks, policy, None, branch)
 }
 
@@ -33,14 +33,14 @@ fn stored(header: &FileHeader, keys: &FileKeys) -> Unverified {
 }
 
 fn new_file(ring: &Keyring) -> (FileHeader, FileKeys) {
-    let new = ring.create().unwrap();
+    let new = ring.create(&None).unwrap();
     (new.header(VOLUME), new.keys)
 }
 
 fn opens(ring: &Keyring, header: &FileHeader, keys: &FileKeys) -> Result<(), KeyError> {
     let opened = ring.open(&stored(header, keys))?;
-    assert_eq!(opened.commitment(), keys.commitment());
-    stored(header, keys).verify(&opened, None).unwrap();
+    assert_eq!(opened.keys.commitment(), keys.commitment());
+    stored(header, keys).verify(&opened.keys, None).unwrap();
     Ok(())
 }
 
@@ -101,7 +101,7 @@ fn a_recorded_branch_that_does_not_open_is_replaced_unless_it_might_open_later()
     for mood in [Mood::Unreachable, Mood::Refuses] {
         *cmk.mood.lock() = mood;
         let third = ring_with(&[&cmk], BRANCH_POLICY, Some(good.clone()));
-        assert!(third.create().is_err());
+        assert!(third.create(&None).is_err());
         *cmk.mood.lock() = Mood::Works;
         new_file(&third);
         assert_eq!(third.current_branch().unwrap().id, good.id);
@@ -121,7 +121,7 @@ fn a_branch_is_replaced_after_its_last_file_and_the_hook_comes_first() {
         seen.lock().push(record.clone());
     }));
     for n in 0..10 {
-        let branch_id = ring.create().unwrap().wrapped_dek.unwrap().branch_id;
+        let branch_id = ring.create(&None).unwrap().wrapped_dek.unwrap().branch_id;
         let persisted = persisted.lock();
         assert_eq!(persisted.len(), n / 3 + 1);
         assert_eq!(persisted.last().unwrap().id, branch_id);
@@ -161,12 +161,12 @@ fn a_cmk_that_fails_leaves_the_previous_branch_in_use() {
     }
     // Tried once, then left alone for a while; told once.
     assert_eq!((a.calls(), b.calls()), ((2, 0, 0), (0, 2, 0)));
-    assert!(ring.current.lock().warned);
+    assert!(ring.growing.lock().of(&None).warned);
     *b.mood.lock() = Mood::Works;
-    ring.current.lock().retry_at = None;
+    ring.growing.lock().of(&None).retry_at = None;
     new_file(&ring);
     assert_ne!(ring.current_branch().unwrap().id, first.id);
-    assert!(!ring.current.lock().warned);
+    assert!(!ring.growing.lock().of(&None).warned);
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn without_a_previous_branch_every_cmk_must_answer() {
     let (a, b) = (cmk("a"), cmk("b"));
     let ring = ring(&[&a, &b]);
     *b.mood.lock() = Mood::Unreachable;
-    assert!(matches!(ring.create(), Err(KeyError::Unreachable { .. })));
+    assert!(matches!(ring.create(&None), Err(KeyError::Unreachable { .. })));
     assert_eq!(ring.current_branch(), None);
     *b.mood.lock() = Mood::Works;
     assert_eq!(new_file(&ring).0.slots.len(), 2);
@@ -421,7 +421,7 @@ fn a_panicking_hook_does_not_block_later_creates() {
     let a = cmk("a");
     let ring = ring(&[&a]);
     ring.on_new_branch(Box::new(|_| panic!("hook")));
-    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ring.create().is_ok())).is_err());
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ring.create(&None).is_ok())).is_err());
     ring.on_new_branch(Box::new(|_| {}));
     new_file(&ring);
 }
@@ -430,7 +430,7 @@ fn a_panicking_hook_does_not_block_later_creates() {
 fn debug_shows_no_secret() {
     let a = cmk("a");
     let origin = Secret32::from_bytes([0xab; 32]);
-    let ring = Keyring::new(VOLUME, vec![a], BRANCH_POLICY, Some(origin), None);
+    let ring = Keyring::new(VOLUME, vec![Guard::new(a, OutagePolicy::default())], BRANCH_POLICY, Some(origin), None);
     new_file(&ring);
     assert_eq!(format!("{ring:?}"), format!("Keyring {{ volume: {:?}, .. }}", "11".repeat(16)));
 }

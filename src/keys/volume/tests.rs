@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::keys::{
+    guard::OutagePolicy,
     keyring::KeyPolicy,
     test_cmk::{Mood, TestCmk},
 };
@@ -19,8 +20,8 @@ fn cmk(name: &str) -> Arc<TestCmk> {
     Arc::new(TestCmk::new(name))
 }
 
-fn list(cmks: &[&Arc<TestCmk>]) -> Vec<Arc<dyn CmkProvider>> {
-    cmks.iter().map(|&cmk| cmk.clone() as Arc<dyn CmkProvider>).collect()
+fn list(cmks: &[&Arc<TestCmk>]) -> Vec<Arc<Guard>> {
+    cmks.iter().map(|&cmk| Guard::new(cmk.clone(), OutagePolicy::default())).collect()
 }
 
 fn stored(config: &VolumeConfig, keys: &VolumeKeys) -> UnverifiedVolume {
