@@ -88,7 +88,12 @@ pub const WORDS: &[Word] = &[
         Meaning::MetadataTimeout,
         "How long the kernel keeps names and attributes [default: as long as it likes]",
     ),
-    valued("kms_deadline", "DURATION", Meaning::KmsDeadline, "Longest time of a whole operation on a KMS [default: 5s]"),
+    valued(
+        "kms_deadline",
+        "DURATION",
+        Meaning::KmsDeadline,
+        "Longest time of a whole operation on a KMS [default: 5s]",
+    ),
     valued(
         "kms_revalidate",
         "DURATION",

@@ -284,6 +284,12 @@ fn path_of(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
+/// Device number of the newest envelopefs mount of this CIPHERDIR at this place, also where another covers it.
+pub fn device_of(source: &Path, mountpoint: &Path) -> Option<(u32, u32)> {
+    let all = mounts_of(source).ok()?;
+    all.into_iter().rfind(|m| m.mountpoint == mountpoint).map(|m| m.device)
+}
+
 /// The envelopefs mount that `path` means, found without asking it anything: it may hang. What is wrong with the path is
 /// for the user.
 pub fn find(path: &Path) -> Result<MountEntry, String> {

@@ -75,15 +75,12 @@ impl Mounted {
         rustix::fs::open(&self.mountpoint, flags, Mode::empty()).ok().filter(|_| self.is_in_place())
     }
 
-    /// The kernel's dirty pages to us, then a commit. The error tells all that failed.
+    /// The kernel's dirty pages to us where `root` is open, then a commit. The error tells all that failed.
     pub fn save(&self, root: Option<&OwnedFd>) -> Result<(), String> {
         if self.options.read_only {
             return Ok(());
         }
-        let flushed = match root {
-            Some(root) => rustix::fs::syncfs(root).map_err(|e| format!("flushing the mount failed: {e}")),
-            None => Err("the mount cannot be flushed: it is not at its place, or does not let us in".into()),
-        };
+        let flushed = root.map_or(Ok(()), |root| rustix::fs::syncfs(root).map_err(|e| format!("flushing failed: {e}")));
         let committed = self.fs.commit().map_err(|e| format!("committing failed: {e}"));
         match (flushed, committed) {
             (Err(flush), Err(commit)) => Err(format!("{flush}; {commit}")),
@@ -94,8 +91,13 @@ impl Mounted {
     /// `save` without keeping the mount busy for longer than that, and given up after a while.
     pub fn save_now(self: &Arc<Self>) -> Result<(), String> {
         let saved = self.within("save", SAVE, |mounted| {
-            let root = mounted.root();
-            mounted.save(root.as_ref())
+            let root = if mounted.options.read_only { None } else { mounted.root() };
+            let saved = mounted.save(root.as_ref());
+            if root.is_none() && !mounted.options.read_only {
+                let why = "flushing failed: the mount is not at its place, or does not let us in";
+                return Err(saved.map_or_else(|e| format!("{why}; {e}"), |()| why.into()));
+            }
+            saved
         });
         saved.unwrap_or_else(|| Err(format!("not done after {} seconds: the storage below hangs", SAVE.as_secs())))
     }
@@ -140,7 +142,9 @@ impl Mounted {
             ))
         })?;
         let branch_keys = keys.cached_keys.len();
-        log::warn!("code=keys-forgotten on request: {branch_keys} branch keys and the keys of {files} files are dropped");
+        log::warn!(
+            "code=keys-forgotten on request: {branch_keys} branch keys and the keys of {files} files are dropped"
+        );
         let unusable = keys.cmks.iter().filter(|cmk| cmk.state != "usable");
         Ok(Forgotten {
             branch_keys,

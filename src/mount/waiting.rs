@@ -21,7 +21,7 @@ const GLANCE: Duration = Duration::from_millis(250);
 
 /// Nothing needs to be undone while one waits, so the signals that end a process end it: there is no mount yet, and the
 /// kernel gives the lock back.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Patience {
     limit: WaitForKms,
     /// Of one attempt.
@@ -37,7 +37,11 @@ impl Patience {
     /// `background`: the parent process is the command that waits.
     pub fn new(limit: WaitForKms, deadline: Duration, background: bool) -> Self {
         let starter = if background { getppid() } else { None };
-        Self { limit, deadline, starter, since: None, told: None, pause: PAUSE }
+        let patience = Self { limit, deadline, starter, since: None, told: None, pause: PAUSE };
+        if limit != WaitForKms::No {
+            patience.tell_systemd("opening the volume", Duration::ZERO);
+        }
+        patience
     }
 
     /// None at all: for commands that answer within the deadline.
@@ -66,14 +70,14 @@ impl Patience {
         }
         let pause = self.pause.min(left);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
-        self.tell_systemd(&text, pause);
+        self.tell_systemd(&format!("waiting for CMK: {text}"), pause);
         self.sleep(pause)
     }
 
     /// Keeps systemd from ending the start while one waits; it counts from each message anew.
     fn tell_systemd(&self, text: &str, pause: Duration) {
         let extension = (self.deadline + pause) * 2 + Duration::from_secs(30);
-        let state = format!("STATUS=waiting for CMK: {text}\nEXTEND_TIMEOUT_USEC={}", extension.as_micros());
+        let state = format!("STATUS={text}\nEXTEND_TIMEOUT_USEC={}", extension.as_micros());
         if let Err(e) = notify::notify(&state) {
             log::debug!("{}: {e}", notify::VARIABLE);
         }
@@ -128,7 +132,5 @@ mod tests {
             patience.wait(down()).unwrap();
         }
         assert_eq!(patience.pause, Duration::from_millis(16));
-        patience.pause = PAUSE_MAX;
-        assert_eq!((patience.pause * 2).min(PAUSE_MAX), PAUSE_MAX);
     }
 }
