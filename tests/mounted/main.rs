@@ -4,6 +4,7 @@
 mod common;
 
 mod content;
+mod control;
 mod durability;
 mod full;
 mod lifecycle;
