@@ -5,10 +5,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 
 use super::{Adapter, Behaviour};
-use crate::fs::Fs;
+use crate::fs::{Fs, Ino};
 use crate::store::Store;
 
 /// How requests are taken from the kernel.
@@ -19,14 +19,27 @@ pub struct Loops {
     pub own_queues: bool,
 }
 
+/// A connection that is being served.
+pub struct Serving {
+    /// Ends when the connection does.
+    pub thread: JoinHandle<io::Result<()>>,
+    pub page_cache: PageCache,
+}
+
+/// The kernel's pages of our files.
+#[derive(Clone)]
+pub struct PageCache(Notifier);
+
+impl PageCache {
+    /// Has the kernel write an inode's dirty pages, wait for that, and drop its pages and attributes. Never from a thread
+    /// that answers requests: it would wait for itself. An inode that the kernel does not know is no error.
+    pub fn invalidate(&self, ino: Ino) -> io::Result<()> {
+        self.0.inval_inode(INodeNo(ino), 0, 0)
+    }
+}
+
 /// Answers the handshake on a fresh connection, then serves it from threads of its own.
-/// The thread that is returned ends when the connection does.
-pub fn serve<S: Store>(
-    fs: Arc<Fs<S>>,
-    behaviour: Behaviour,
-    device: OwnedFd,
-    loops: Loops,
-) -> io::Result<JoinHandle<io::Result<()>>> {
+pub fn serve<S: Store>(fs: Arc<Fs<S>>, behaviour: Behaviour, device: OwnedFd, loops: Loops) -> io::Result<Serving> {
     let (adapter, notifier) = Adapter::new(fs, behaviour)?;
     let mut config = Config::default();
     config.n_threads = Some(loops.count);
@@ -36,5 +49,7 @@ pub fn serve<S: Store>(
     let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
     // Nobody else sets it.
     let _ = notifier.set(session.notifier());
-    thread::Builder::new().name("session".into()).spawn(move || session.run())
+    let page_cache = PageCache(session.notifier());
+    let thread = thread::Builder::new().name("session".into()).spawn(move || session.run())?;
+    Ok(Serving { thread, page_cache })
 }

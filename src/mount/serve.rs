@@ -126,12 +126,12 @@ pub fn start(
     let undo = Undo { mountpoint: Some(mountpoint) };
 
     let loops = Loops { count: event_loops(), own_queues: kernel::can_clone_device() };
-    let session = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
+    let serving = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
     undo.keep();
 
     let mut running = Running {
         fs,
-        session,
+        session: serving.thread,
         committer: None,
         mountpoint: mountpoint.to_path_buf(),
         writes: !options.read_only,
