@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use zeroize::Zeroizing;
+use zeroize::Zeroize;
 
 use super::secret::Secret32;
 
@@ -47,9 +47,10 @@ fn mac(key: &[u8], parts: &[&[u8]]) -> Secret32 {
     for part in parts {
         mac.update(part);
     }
-    let out = Zeroizing::new(<[u8; 32]>::from(mac.finalize().into_bytes()));
-    let Ok(secret) = Secret32::written_by::<Infallible>(|b| {
-        b.copy_from_slice(&*out);
+    let Ok(secret) = Secret32::written_by::<Infallible>(|out| {
+        let mut bytes = mac.finalize().into_bytes();
+        out.copy_from_slice(&bytes);
+        bytes.as_mut_slice().zeroize();
         Ok(())
     });
     secret

@@ -6,4 +6,5 @@ pub mod descriptor;
 pub mod identity;
 pub mod limits;
 pub mod lock;
+pub mod locked;
 pub mod process;
