@@ -22,6 +22,8 @@ use zeroize::Zeroize;
 const ALIGN: usize = 32;
 /// Sizes of slots, in bytes: multiples of `ALIGN`.
 const CLASSES: [usize; 14] = [32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096];
+/// The largest slot, in bytes.
+pub(super) const SLOT_MAX: usize = CLASSES[CLASSES.len() - 1];
 /// A chunk of pages: the first has the smallest size, each following one twice the size of the one before.
 const CHUNK_MIN: usize = 16 * 1024;
 const CHUNK_MAX: usize = 1024 * 1024;
@@ -64,7 +66,7 @@ unsafe impl<T: Sync> Sync for Locked<T> {}
 impl<T> Locked<T> {
     const LAYOUT: Layout = {
         let layout = Layout::new::<T>();
-        assert!(layout.size() <= CLASSES[CLASSES.len() - 1] && layout.align() <= ALIGN);
+        assert!(layout.size() <= SLOT_MAX && layout.align() <= ALIGN);
         layout
     };
 
@@ -112,7 +114,7 @@ impl<T> Drop for Locked<T> {
 }
 
 /// A free slot of at least `size` bytes, all zero, aligned to `ALIGN`. Aborts where there is no memory at all.
-fn take(size: usize) -> NonNull<u8> {
+pub(super) fn take(size: usize) -> NonNull<u8> {
     let class = class_of(size);
     let (slot, complaint) = {
         let mut arena = ARENA.lock();
@@ -138,7 +140,7 @@ fn take(size: usize) -> NonNull<u8> {
 ///
 /// # Safety
 /// `slot` came from `take(size)`, and nobody uses it any more.
-unsafe fn give(slot: NonNull<u8>, size: usize) {
+pub(super) unsafe fn give(slot: NonNull<u8>, size: usize) {
     let class = class_of(size);
     // SAFETY: the whole slot is the caller's, who gives it up.
     unsafe { std::slice::from_raw_parts_mut(slot.as_ptr().cast::<MaybeUninit<u8>>(), CLASSES[class]) }.zeroize();

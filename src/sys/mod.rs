@@ -1,6 +1,7 @@
 //! The only module with `unsafe`: system calls that no safe wrapper offers, and what belongs beside them. Knows no policy.
 #![allow(unsafe_code)]
 
+pub mod cipher_memory;
 pub mod daemon;
 pub mod descriptor;
 pub mod identity;
