@@ -2,7 +2,10 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
-use super::{AuthError, secret::Secret32};
+use super::{
+    AuthError,
+    secret::{Secret32, wiping_stack},
+};
 use crate::sys::cipher_memory::for_keys;
 
 /// Bytes of a nonce (NIST SP 800-38D, the 96-bit case).
@@ -16,7 +19,7 @@ pub struct AeadKey(LessSafeKey);
 impl AeadKey {
     pub fn new(key: &Secret32) -> Self {
         // Fails for a wrong key length only, which the type rules out.
-        let key = for_keys(|| UnboundKey::new(&AES_256_GCM, key.expose())).expect("a key of 32 bytes");
+        let key = wiping_stack(|| for_keys(|| UnboundKey::new(&AES_256_GCM, key.expose()))).expect("a key of 32 bytes");
         Self(LessSafeKey::new(key))
     }
 

@@ -39,6 +39,26 @@ impl Secret32 {
     }
 }
 
+/// Stack that one derivation, MAC or key schedule may use, in bytes.
+const STACK: usize = 16 * 1024;
+
+/// Runs `work` and then overwrites the stack it has used: MACs and key schedules leave copies of their keys there. What it
+/// returns should be a secret's handle, not its bytes.
+pub fn wiping_stack<T>(work: impl FnOnce() -> T) -> T {
+    // Both are called, so that their frames begin at the same place below this one.
+    #[inline(never)]
+    fn call<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+    #[inline(never)]
+    fn wipe() {
+        std::hint::black_box(&mut [0u8; STACK]);
+    }
+    let value = call(work);
+    wipe();
+    value
+}
+
 impl std::fmt::Debug for Secret32 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Secret32(..)")

@@ -3,7 +3,11 @@
 use aes_siv::{KeyInit, Tag, siv::Aes256Siv};
 use parking_lot::Mutex;
 
-use super::{AuthError, kdf::Prk, secret::Secret32};
+use super::{
+    AuthError,
+    kdf::Prk,
+    secret::{Secret32, wiping_stack},
+};
 use crate::sys::locked::Locked;
 
 /// Bytes that encryption adds in front (the synthetic IV).
@@ -31,7 +35,7 @@ impl SivKey {
     }
 
     fn from_halves(key: Locked<[u8; 64]>) -> Self {
-        let ready = std::array::from_fn(|_| Mutex::new(Locked::new(cipher(&key))));
+        let ready = std::array::from_fn(|_| Mutex::new(cipher(&key)));
         Self { key, ready }
     }
 
@@ -76,8 +80,8 @@ impl SivKey {
     }
 }
 
-fn cipher(key: &[u8; 64]) -> Aes256Siv {
-    Aes256Siv::new(key.into())
+fn cipher(key: &[u8; 64]) -> Locked<Aes256Siv> {
+    wiping_stack(|| Locked::new(Aes256Siv::new(key.into())))
 }
 
 #[cfg(test)]
