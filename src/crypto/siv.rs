@@ -73,10 +73,12 @@ impl SivKey {
     fn with_cipher<R>(&self, run: impl FnOnce(&mut Aes256Siv) -> R) -> R {
         for slot in &self.ready {
             if let Some(mut cipher) = slot.try_lock() {
-                return run(&mut cipher);
+                // The library makes the schedule of the CTR half anew for each message, on the stack.
+                return wiping_stack(|| run(&mut cipher));
             }
         }
-        run(&mut cipher(&self.key))
+        let mut cipher = cipher(&self.key);
+        wiping_stack(|| run(&mut cipher))
     }
 }
 
