@@ -18,6 +18,8 @@ setfattr attr
 mkfs.ext4 e2fsprogs
 sqlite3 sqlite3
 flock util-linux
+setpriv util-linux
+gcore gdb
 mount mount
 tar tar
 cc gcc
