@@ -4,8 +4,12 @@
 //! JSON and base64 of one answer, or of one request of `wrap`; TLS records) are freed without being wiped, and nothing
 //! outside of the SDK can change that; the process's locked memory and disabled core dumps are what covers them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
+use aws_sdk_kms::Client;
 use aws_sdk_kms::operation::describe_key::DescribeKeyOutput;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{EncryptionAlgorithmSpec, KeySpec, KeyState, KeyUsageType};
@@ -38,6 +42,8 @@ pub struct AwsCmk {
     key_ref: KeyRef,
     algorithm: AwsAlgorithm,
     connection: Arc<Connection>,
+    /// The first blob that this CMK made or opened.
+    good: OnceLock<Arc<Wrapped>>,
 }
 
 impl AwsCmk {
@@ -51,7 +57,12 @@ impl AwsCmk {
                 .and_then(|found| found.usable(uri, connection.region()))
                 .map_err(|failure| failure.named(&shown))?,
         };
-        Ok(Self { key_ref: KeyRef { provider: PROVIDER.into(), key }, algorithm: uri.algorithm, connection })
+        Ok(Self {
+            key_ref: KeyRef { provider: PROVIDER.into(), key },
+            algorithm: uri.algorithm,
+            connection,
+            good: OnceLock::new(),
+        })
     }
 
     fn failed(&self, failure: Failure) -> KeyError {
@@ -80,18 +91,15 @@ impl AwsCmk {
 
     /// The plaintext, of whatever size.
     fn decrypt(&self, blob: &[u8], context: &EncryptionContext) -> Result<Zeroizing<Vec<u8>>, Failure> {
-        check_size(blob)?;
         let (key, algorithm) = (self.key_ref.key.clone(), self.algorithm);
-        let context = service_context(algorithm, context);
-        let blob = blob.to_vec();
-        self.connection.call(move |client| {
+        self.with_blob(blob, context, move |client, wrapped| {
             let request = client
                 .decrypt()
                 // Without it any key of any account that this host may use would do.
                 .key_id(&key)
-                .set_encryption_context(context.clone())
+                .set_encryption_context(wrapped.context.clone())
                 .encryption_algorithm(service_algorithm(algorithm))
-                .ciphertext_blob(Blob::new(blob.clone()));
+                .ciphertext_blob(Blob::new(wrapped.blob.clone()));
             let key = key.clone();
             async move {
                 let answer = request.send().await.map_err(|e| failure(&e, Call::Decrypt))?;
@@ -101,6 +109,60 @@ impl AwsCmk {
             }
         })
     }
+
+    /// One call about a blob. The service judges a blob by the key that the blob names, and says "denied" of one that it does
+    /// not find there: whoever writes files could so make this CMK look revoked. A refusal therefore counts if a blob that
+    /// this CMK certainly made is refused as well; only then, and only where there is one, a second request is sent.
+    fn with_blob<T, Answer>(
+        &self,
+        blob: &[u8],
+        context: &EncryptionContext,
+        ask: impl Fn(Client, Arc<Wrapped>) -> Answer + Send + Sync + 'static,
+    ) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        Answer: Future<Output = Result<T, Failure>> + Send,
+    {
+        check_size(blob)?;
+        let asked = Arc::new(Wrapped { blob: blob.to_vec(), context: service_context(self.algorithm, context) });
+        let good = self.good.get().filter(|good| good.blob != asked.blob).cloned();
+        let ask = Arc::new(ask);
+        let subject = asked.clone();
+        let result = self.connection.call(move |client| {
+            let (ask, asked, good) = (ask.clone(), asked.clone(), good.clone());
+            async move {
+                let refusal = match ask(client.clone(), asked).await {
+                    Err(failure) if failure.kind == Kind::Refused && !failure.credentials => failure,
+                    other => return other,
+                };
+                let Some(good) = good else { return Err(refusal) };
+                match ask(client, good).await {
+                    Ok(_) => {
+                        let reason = format!("not a blob of this CMK, whose others are opened ({})", refusal.reason);
+                        Err(Failure::new(Kind::BadBlob, reason))
+                    }
+                    Err(failure) if failure.kind == Kind::Refused => Err(refusal),
+                    Err(failure) => Err(failure),
+                }
+            }
+        });
+        if result.is_ok() {
+            self.good.get_or_init(|| subject);
+        }
+        result
+    }
+
+    fn remember(&self, blob: &[u8], context: &EncryptionContext) {
+        self.good.get_or_init(|| {
+            Arc::new(Wrapped { blob: blob.to_vec(), context: service_context(self.algorithm, context) })
+        });
+    }
+}
+
+/// A blob and the encryption context of the call that it goes into.
+struct Wrapped {
+    blob: Vec<u8>,
+    context: Option<HashMap<String, String>>,
 }
 
 impl CmkProvider for AwsCmk {
@@ -115,11 +177,12 @@ impl CmkProvider for AwsCmk {
             return Ok((key, blob));
         }
         let key = self.key_ref.key.clone();
-        let context = service_context(self.algorithm, context);
-        self.connection
+        let service = service_context(self.algorithm, context);
+        let (secret, blob) = self
+            .connection
             .call(move |client| {
                 let request =
-                    client.generate_data_key().key_id(&key).number_of_bytes(32).set_encryption_context(context.clone());
+                    client.generate_data_key().key_id(&key).number_of_bytes(32).set_encryption_context(service.clone());
                 let key = key.clone();
                 async move {
                     let answer = request.send().await.map_err(|e| failure(&e, Call::GenerateDataKey))?;
@@ -130,7 +193,9 @@ impl CmkProvider for AwsCmk {
                     Ok((secret.ok_or_else(|| garbage("GenerateDataKey without a key of 32 bytes"))?, blob))
                 }
             })
-            .map_err(|failure| self.failed(failure))
+            .map_err(|failure| self.failed(failure))?;
+        self.remember(&blob, context);
+        Ok((secret, blob))
     }
 
     fn wrap(&self, key: &Secret32, context: &EncryptionContext) -> Result<Vec<u8>, KeyError> {
@@ -139,7 +204,9 @@ impl CmkProvider for AwsCmk {
         if self.algorithm == AwsAlgorithm::Rsa {
             plaintext.extend_from_slice(&rsa_context(context));
         }
-        self.encrypt(plaintext, context).map_err(|failure| self.failed(failure))
+        let blob = self.encrypt(plaintext, context).map_err(|failure| self.failed(failure))?;
+        self.remember(&blob, context);
+        Ok(blob)
     }
 
     fn unwrap(&self, blob: &[u8], context: &EncryptionContext) -> Result<Secret32, KeyError> {
@@ -160,28 +227,28 @@ impl CmkProvider for AwsCmk {
         if self.algorithm == AwsAlgorithm::Rsa {
             return Ok(None);
         }
-        check_size(old).map_err(|failure| self.failed(failure))?;
         let key = self.key_ref.key.clone();
-        let context = service_context(self.algorithm, context);
-        let old = old.to_vec();
-        self.connection
-            .call(move |client| {
-                let request = client
-                    .re_encrypt()
-                    .source_key_id(&key)
-                    .set_source_encryption_context(context.clone())
-                    .destination_key_id(&key)
-                    .set_destination_encryption_context(context.clone())
-                    .ciphertext_blob(Blob::new(old.clone()));
-                let key = key.clone();
-                async move {
-                    let answer = request.send().await.map_err(|e| failure(&e, Call::ReEncrypt))?;
-                    of_this_key(answer.key_id(), &key)?;
-                    blob(answer.ciphertext_blob)
-                }
-            })
-            .map(Some)
-            .map_err(|failure| self.failed(failure))
+        let result = self.with_blob(old, context, move |client, wrapped| {
+            let request = client
+                .re_encrypt()
+                .source_key_id(&key)
+                .set_source_encryption_context(wrapped.context.clone())
+                .destination_key_id(&key)
+                .set_destination_encryption_context(wrapped.context.clone())
+                .ciphertext_blob(Blob::new(wrapped.blob.clone()));
+            let key = key.clone();
+            async move {
+                let answer = request.send().await.map_err(|e| failure(&e, Call::ReEncrypt))?;
+                of_this_key(answer.key_id(), &key)?;
+                blob(answer.ciphertext_blob)
+            }
+        });
+        match result {
+            Ok(new) => Ok(Some(new)),
+            // A compatible service that has no such operation.
+            Err(failure) if failure.kind == Kind::NoOperation => Ok(None),
+            Err(failure) => Err(self.failed(failure)),
+        }
     }
 
     fn describe(&self) -> Result<CmkInfo, KeyError> {

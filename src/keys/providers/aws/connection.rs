@@ -45,6 +45,8 @@ use crate::keys::uri::{AwsUri, is_loopback};
 
 /// An answer has at most 6144 bytes of blob and 4096 of plaintext, in base64; a policy's text may add some.
 const ANSWER_LIMIT: usize = 256 * 1024;
+/// Calls come in bursts. A connection that is kept longer is one that the other side, or a firewall, has dropped meanwhile.
+const IDLE: Duration = Duration::from_secs(15);
 /// What a caller waits beyond the time limit before it leaves a stuck runtime alone.
 const GRACE: Duration = Duration::from_millis(500);
 /// Signs for endpoints that are not Amazon's, where nothing names a region.
@@ -350,7 +352,7 @@ fn http_client() -> Result<SharedHttpClient, Failure> {
         .map_err(|e| Failure::new(Kind::Config, format!("TLS settings: {e}")))?;
     let proxy = proxy(&|name| std::env::var(name).ok())?;
     Ok(Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut connector = Connector::builder().proxy_config(proxy.clone());
+        let mut connector = Connector::builder().proxy_config(proxy.clone()).pool_idle_timeout(IDLE);
         if let Some(settings) = settings {
             connector = connector.connector_settings(settings.clone());
         }

@@ -45,6 +45,8 @@ pub(super) enum Kind {
     Unreachable,
     BadBlob,
     Config,
+    /// The service does not know the operation: a compatible one need not know all.
+    NoOperation,
     /// No source of credentials is configured; whether that is an outage depends on what went before.
     NoCredentials,
 }
@@ -70,7 +72,7 @@ impl Failure {
             Kind::Refused => KeyError::Refused { key, reason },
             Kind::Unreachable => KeyError::Unreachable { key, reason },
             Kind::BadBlob => KeyError::BadBlob { key, reason },
-            Kind::Config | Kind::NoCredentials => KeyError::Config(format!("CMK {key}: {reason}")),
+            Kind::Config | Kind::NoCredentials | Kind::NoOperation => KeyError::Config(format!("CMK {key}: {reason}")),
         }
     }
 }
@@ -209,13 +211,6 @@ fn by_code(status: u16, code: &str, message: &str, call: Call) -> Failure {
     }
     let lower = message.to_ascii_lowercase();
     match code.as_str() {
-        // AWS answers so for a blob of a key in another account or region; whoever writes files must not be able to make
-        // it look as though this CMK were revoked.
-        "AccessDeniedException" | "AccessDenied"
-            if call.opens_a_blob() && lower.contains("the ciphertext refers to") =>
-        {
-            Failure::new(Kind::BadBlob, said)
-        }
         "AccessDeniedException" | "AccessDenied" => {
             Failure::new(Kind::Refused, format!("{said}; grant {} in the key policy or by IAM", call.permission()))
         }
@@ -260,8 +255,11 @@ fn by_code(status: u16, code: &str, message: &str, call: Call) -> Failure {
             format!("{said}; an RSA key needs algorithm=rsa in its URI, a symmetric one must not have it"),
         ),
         "ValidationException" | "InvalidParameterValue" if call.opens_a_blob() => Failure::new(Kind::BadBlob, said),
-        "ValidationException" | "InvalidArnException" | "UnknownOperationException" | "InvalidAction" => {
+        "ValidationException" | "InvalidArnException" => {
             Failure::new(Kind::Config, format!("{said}; check the CMK's URI"))
+        }
+        "UnknownOperationException" | "InvalidAction" => {
+            Failure::new(Kind::NoOperation, format!("{said}; the endpoint does not offer {}", call.permission()))
         }
         _ => Failure::new(Kind::Unreachable, format!("{said} (HTTP {status})")),
     }
