@@ -1,1 +1,727 @@
-//! The contract on aws.
+//! The contract on AWS KMS: on moto (encryption context, tampering, signatures and IAM), on ministack (key states, RSA), and
+//! on endpoints that misbehave. Each test runs in a process of its own, because the SDK is configured by environment.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use envelopefs::crypto::secret::Secret32;
+use envelopefs::keys::passphrase::PassphraseSource;
+use envelopefs::keys::providers::{Opening, open_cmk};
+use envelopefs::keys::uri::CmkUri;
+use envelopefs::keys::{CmkProvider, CmkState, KeyError};
+use serde_json::{Value, json};
+
+use super::contract::{self, Gaps, assert_refused, assert_unreachable, branch};
+use super::fault::{Behaviour, FaultServer};
+use super::servers::{self, Server, http, in_own_process};
+
+/// What a call may take here; tests of limits add `SLACK` for a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_secs(2);
+
+/// An ARN that no server here knows.
+const ARN: &str = "arn:aws:kms:us-east-1:123456789012:key/00000000-0000-0000-0000-000000000000";
+
+type Environment = Vec<(String, String)>;
+
+/// What the SDK finds: nothing of this host's, and these keys.
+fn environment(home: &Path, more: &[(&str, String)]) -> Environment {
+    let mut all: Environment = [
+        ("HOME", home.to_str().unwrap()),
+        ("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+    ]
+    .map(|(name, value)| (name.to_string(), value.to_string()))
+    .into();
+    for (name, value) in more {
+        all.retain(|(other, _)| other != name);
+        if !value.is_empty() {
+            all.push(((*name).to_string(), value.clone()));
+        }
+    }
+    all
+}
+const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+
+fn var(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
+}
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn moto(dir: &Path, arguments: &[&str]) -> Option<Server> {
+    let program = servers::require("moto_server", servers::find("moto_server"))?;
+    let port = servers::free_port();
+    let mut command = Command::new(program);
+    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]).args(arguments);
+    Some(Server::start(&mut command, port, &dir.join("moto.log")))
+}
+fn ministack(dir: &Path) -> Option<Server> {
+    let program = servers::require("ministack", servers::find("ministack"))?;
+    let port = servers::free_port();
+    let mut command = Command::new(program);
+    command.env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string()).current_dir(dir);
+    Some(Server::start(&mut command, port, &dir.join("ministack.log")))
+}
+
+/// What an administrator does, without a signature.
+fn admin(port: u16, action: &str, input: Value) -> Value {
+    let headers = format!(
+        "X-Amz-Target: TrentService.{action}\r\nContent-Type: application/x-amz-json-1.1\r\nAuthorization: AWS4-HMAC-SHA256 \
+         Credential=admin/20260101/us-east-1/kms/aws4_request, SignedHeaders=host, Signature=0\r\n"
+    );
+    let (status, body) = http(port, "POST /", &headers, input.to_string().as_bytes()).unwrap();
+    assert_eq!(status, 200, "{action}: {}", String::from_utf8_lossy(&body));
+    serde_json::from_slice(&body).unwrap_or(Value::Null)
+}
+fn create_key(port: u16, input: Value) -> String {
+    admin(port, "CreateKey", input)["KeyMetadata"]["Arn"].as_str().unwrap().to_string()
+}
+fn rsa_key(port: u16) -> String {
+    create_key(port, json!({"KeySpec": "RSA_2048", "KeyUsage": "ENCRYPT_DECRYPT"}))
+}
+fn at(port: u16, key: &str) -> String {
+    format!("awskms:///{key}?endpoint=http://127.0.0.1:{port}")
+}
+
+fn try_open(uri: &str) -> Result<Arc<dyn CmkProvider>, KeyError> {
+    open_cmk(&CmkUri::parse(uri)?, &mut Opening::new(&PassphraseSource::Terminal, TIMEOUT))
+}
+fn open(uri: &str) -> Arc<dyn CmkProvider> {
+    try_open(uri).unwrap_or_else(|e| panic!("{uri}: {e}"))
+}
+fn assert_config<T>(result: Result<T, KeyError>, words: &[&str]) {
+    match result {
+        Err(KeyError::Config(text)) => words.iter().for_each(|word| assert!(text.contains(word), "{text:?}: {word:?}")),
+        Err(other) => panic!("{other:?}"),
+        Ok(_) => panic!("worked"),
+    }
+}
+fn reason<T>(result: Result<T, KeyError>) -> String {
+    result.err().expect("an error").to_string()
+}
+
+#[test]
+fn moto_keeps_the_contract() {
+    in_own_process(
+        "aws::moto_keeps_the_contract",
+        || {
+            let dir = scratch();
+            let server = moto(dir.path(), &[])?;
+            let environment = environment(dir.path(), &[("PORT", server.port.to_string())]);
+            Some(((server, dir), environment))
+        },
+        || {
+            let port: u16 = var("PORT").parse().unwrap();
+            let (a, b) = (create_key(port, json!({})), create_key(port, json!({})));
+            contract::holds(&|| open(&at(port, &a)), Gaps::default());
+            // moto says "denied" of another key's blob; to be told from a revocation by one that is known to be good.
+            let other = open(&at(port, &b));
+            other.generate(&branch(1)).unwrap();
+            contract::keys_are_apart(&*open(&at(port, &a)), &*other);
+            admin(port, "CreateAlias", json!({"AliasName": "alias/team/app", "TargetKeyId": a}));
+            contract::holds(&|| open(&at(port, "alias/team/app")), Gaps::default());
+
+            // What was wrapped before a rotation opens after it, and rewrapping goes on under the same key.
+            let cmk = open(&at(port, &a));
+            let (key, blob) = cmk.generate(&branch(1)).unwrap();
+            admin(port, "RotateKeyOnDemand", json!({"KeyId": a}));
+            let rewrapped = cmk.rewrap(&blob, &branch(1)).unwrap().unwrap();
+            assert_eq!(cmk.unwrap(&blob, &branch(1)).unwrap().expose(), key.expose());
+            assert_eq!(cmk.unwrap(&rewrapped, &branch(1)).unwrap().expose(), key.expose());
+            contract::assert_bad_blob(cmk.unwrap(&[7; 6145], &branch(1)), "more than a blob can be");
+        },
+    );
+}
+
+#[test]
+fn every_name_of_a_key_is_the_same_key() {
+    in_own_process(
+        "aws::every_name_of_a_key_is_the_same_key",
+        || {
+            let dir = scratch();
+            let server = moto(dir.path(), &[])?;
+            let environment = environment(dir.path(), &[("PORT", server.port.to_string())]);
+            Some(((server, dir), environment))
+        },
+        || {
+            let port: u16 = var("PORT").parse().unwrap();
+            let key = create_key(port, json!({"Description": "for\ntests"}));
+            admin(port, "CreateAlias", json!({"AliasName": "alias/app", "TargetKeyId": key}));
+            let alias_arn = format!("{}alias/app", key.split("key/").next().unwrap());
+            let id = key.rsplit('/').next().unwrap();
+            for name in [key.as_str(), id, "alias/app", &alias_arn] {
+                let uri = CmkUri::parse(&at(port, name)).unwrap();
+                let cmk = open(&uri.to_string());
+                assert_eq!((cmk.key_ref().provider.as_str(), cmk.key_ref().key.as_str()), ("awskms", key.as_str()));
+                assert!(!cmk.is_local());
+                let pinned = uri.pinned(cmk.key_ref());
+                assert_eq!(pinned.to_string(), at(port, &key), "{name}");
+            }
+            let info = open(&at(port, &key)).describe().unwrap();
+            assert_eq!((info.description.as_str(), info.created.is_some()), ("for tests", true));
+
+            // An alias that moves does not move what is pinned.
+            let pinned = CmkUri::parse(&at(port, "alias/app")).unwrap().pinned(open(&at(port, "alias/app")).key_ref());
+            let (secret, blob) = open(&at(port, "alias/app")).generate(&branch(1)).unwrap();
+            let other = create_key(port, json!({}));
+            admin(port, "UpdateAlias", json!({"AliasName": "alias/app", "TargetKeyId": other}));
+            assert_eq!(open(&at(port, "alias/app")).key_ref().key, other);
+            assert_eq!(open(&pinned.to_string()).unwrap(&blob, &branch(1)).unwrap().expose(), secret.expose());
+
+            // Names that lead nowhere, keys that are not what the URI says.
+            assert_refused(try_open(&at(port, "alias/none")), &["NotFoundException", "region"], "no such alias");
+            assert_refused(open(&at(port, ARN)).generate(&branch(1)), &["NotFoundException"], "no such key");
+            let rsa = rsa_key(port);
+            let rsa_id = rsa.rsplit('/').next().unwrap();
+            assert_config(try_open(&at(port, rsa_id)), &["RSA key", "add algorithm=rsa"]);
+            assert_config(try_open(&format!("{}&algorithm=rsa", at(port, id))), &["leave algorithm=rsa away"]);
+            let signs = create_key(port, json!({"KeySpec": "RSA_2048", "KeyUsage": "SIGN_VERIFY"}));
+            let signs = signs.rsplit('/').next().unwrap();
+            assert_config(
+                try_open(&format!("{}&algorithm=rsa", at(port, signs))),
+                &["SIGN_VERIFY, not for encryption"],
+            );
+        },
+    );
+}
+
+#[test]
+fn key_states_on_ministack() {
+    in_own_process(
+        "aws::key_states_on_ministack",
+        || {
+            let dir = scratch();
+            let server = ministack(dir.path())?;
+            let environment = environment(dir.path(), &[("PORT", server.port.to_string())]);
+            Some(((server, dir), environment))
+        },
+        || {
+            let port: u16 = var("PORT").parse().unwrap();
+            let (key, rsa) = (create_key(port, json!({})), rsa_key(port));
+            let rsa_uri = format!("{}&algorithm=rsa", at(port, &rsa));
+            contract::holds(&|| open(&at(port, &key)), Gaps::default());
+            contract::holds(&|| open(&rsa_uri), Gaps::default());
+            contract::keys_are_apart(&*open(&rsa_uri), &*open(&format!("{}&algorithm=rsa", at(port, &rsa_key(port)))));
+            assert!(open(&rsa_uri).rewrap(&[1; 256], &branch(1)).unwrap().is_none());
+            // An ARN asks nobody, so that it is an RSA key comes out at the first use.
+            assert_config(open(&at(port, &rsa)).generate(&branch(1)), &["needs algorithm=rsa"]);
+
+            for uri in [at(port, &key), rsa_uri] {
+                let cmk = open(&uri);
+                let (secret, blob) = cmk.generate(&branch(1)).unwrap();
+                let steps = [
+                    (CmkState::Disabled, "DisabledException", vec!["DisableKey"], vec!["EnableKey"]),
+                    (
+                        CmkState::PendingDeletion,
+                        "pending deletion",
+                        vec!["ScheduleKeyDeletion"],
+                        vec!["CancelKeyDeletion", "EnableKey"],
+                    ),
+                ];
+                for (state, word, break_it, heal_it) in steps {
+                    for action in break_it {
+                        admin(port, action, json!({"KeyId": cmk.key_ref().key}));
+                    }
+                    assert_eq!(cmk.describe().unwrap().state, state);
+                    assert_refused(cmk.unwrap(&blob, &branch(1)), &[word, "enable"], "unwrap");
+                    assert_refused(cmk.generate(&branch(1)), &[word], "generate");
+                    assert_refused(cmk.wrap(&Secret32::random(), &branch(1)), &[word], "wrap");
+                    for action in heal_it {
+                        admin(port, action, json!({"KeyId": cmk.key_ref().key}));
+                    }
+                    assert_eq!(cmk.describe().unwrap().state, CmkState::Enabled);
+                    assert_eq!(cmk.unwrap(&blob, &branch(1)).unwrap().expose(), secret.expose(), "healed");
+                }
+            }
+        },
+    );
+}
+
+/// One IAM call to moto.
+fn iam(port: u16, parameters: &str) -> String {
+    let headers = "Content-Type: application/x-www-form-urlencoded\r\nAuthorization: AWS4-HMAC-SHA256 \
+                   Credential=admin/20260101/us-east-1/iam/aws4_request, SignedHeaders=host, Signature=0\r\n";
+    let body = format!("Version=2010-05-08&{parameters}");
+    let (status, answer) = http(port, "POST /", headers, body.as_bytes()).unwrap();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert_eq!(status, 200, "{parameters}: {answer}");
+    answer
+}
+fn element(xml: &str, name: &str) -> String {
+    xml.split_once(&format!("<{name}>")).unwrap().1.split_once("</").unwrap().0.to_string()
+}
+/// Percent-encoding of everything, for a form.
+fn form(text: &str) -> String {
+    text.bytes().map(|b| format!("%{b:02X}")).collect()
+}
+/// A user who may do `actions` on KMS: access key id and secret.
+fn user(port: u16, name: &str, actions: &[&str]) -> (String, String) {
+    iam(port, &format!("Action=CreateUser&UserName={name}"));
+    let policy = json!({"Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]});
+    let policy = form(&policy.to_string());
+    iam(port, &format!("Action=PutUserPolicy&UserName={name}&PolicyName=p&PolicyDocument={policy}"));
+    let keys = iam(port, &format!("Action=CreateAccessKey&UserName={name}"));
+    (element(&keys, "AccessKeyId"), element(&keys, "SecretAccessKey"))
+}
+
+#[test]
+fn credentials_are_judged_by_the_service() {
+    in_own_process(
+        "aws::credentials_are_judged_by_the_service",
+        || {
+            let dir = scratch();
+            let server = moto(dir.path(), &[])?;
+            let file = dir.path().join("credentials").to_str().unwrap().to_string();
+            let environment = environment(
+                dir.path(),
+                &[
+                    ("PORT", server.port.to_string()),
+                    ("AWS_SHARED_CREDENTIALS_FILE", file),
+                    ("AWS_ACCESS_KEY_ID", String::new()),
+                    ("AWS_SECRET_ACCESS_KEY", String::new()),
+                ],
+            );
+            Some(((server, dir), environment))
+        },
+        || {
+            let port: u16 = var("PORT").parse().unwrap();
+            let key = create_key(port, json!({}));
+            let good = user(port, "good", &["kms:*"]);
+            let reader = user(port, "reader", &["kms:DescribeKey"]);
+            let (status, _) = http(port, "POST /moto-api/reset-auth", "", b"0").unwrap();
+            assert_eq!(status, 200);
+
+            let file = var("AWS_SHARED_CREDENTIALS_FILE");
+            let login = |(id, secret): (&str, &str), more: &str| {
+                std::fs::write(
+                    &file,
+                    format!("[default]\naws_access_key_id={id}\naws_secret_access_key={secret}\n{more}"),
+                )
+                .unwrap();
+            };
+            let good = (good.0.as_str(), good.1.as_str());
+            login(good, "");
+            let cmk = open(&at(port, &key));
+            let (secret, blob) = cmk.generate(&branch(1)).unwrap();
+
+            let unknown = ("AKIAAAAAAAAAAAAAAAAA", SECRET);
+            login(unknown, "");
+            let fresh = open(&at(port, &key));
+            assert_refused(fresh.unwrap(&blob, &branch(1)), &["check the AWS credentials"], "unknown access key");
+            login((good.0, SECRET), "");
+            let wrong = open(&at(port, &key)).unwrap(&blob, &branch(1));
+            assert_refused(wrong, &["Signature", "check the AWS secret access key"], "bad signature");
+            login(good, "aws_session_token=made-up-token\n");
+            let made_up = open(&at(port, &key)).unwrap(&blob, &branch(1));
+            let text = reason(made_up);
+            assert!(!text.contains("made-up-token") && !text.contains(good.1), "{text}");
+
+            login((&reader.0, &reader.1), "");
+            let denied = open(&at(port, &key));
+            assert_eq!(denied.describe().unwrap().state, CmkState::Enabled);
+            assert_refused(denied.unwrap(&blob, &branch(1)), &["AccessDenied", "grant kms:Decrypt"], "denied");
+            assert_refused(denied.generate(&branch(1)), &["grant kms:GenerateDataKey"], "denied");
+            let wrap = denied.wrap(&secret, &branch(1));
+            assert_refused(wrap, &["grant kms:Encrypt"], "denied");
+            assert_refused(denied.rewrap(&blob, &branch(1)), &["grant kms:ReEncrypt"], "denied");
+
+            // Credentials that were rotated in their file are taken from there, without opening anew.
+            login(good, "");
+            assert_eq!(fresh.unwrap(&blob, &branch(1)).unwrap().expose(), secret.expose());
+            login(unknown, "");
+            assert_eq!(fresh.unwrap(&blob, &branch(1)).unwrap().expose(), secret.expose(), "kept for a while");
+
+            // A profile in the URI is the only source.
+            std::fs::write(
+                &file,
+                format!(
+                    "[app]\naws_access_key_id={}\naws_secret_access_key={}\n[default]\naws_access_key_id=x\n\
+                     aws_secret_access_key=y\n",
+                    good.0, good.1
+                ),
+            )
+            .unwrap();
+            let app = open(&format!("{}&profile=app", at(port, &key)));
+            assert_eq!(app.unwrap(&blob, &branch(1)).unwrap().expose(), secret.expose());
+            let none = open(&format!("{}&profile=none", at(port, &key)));
+            assert_config(none.unwrap(&blob, &branch(1)), &["none"]);
+        },
+    );
+}
+
+/// `body` runs against an address with credentials; no server of AWS's kind is needed.
+fn against_faults(test: &str, more: &[(&str, String)], body: impl FnOnce()) {
+    let dir = scratch();
+    let environment = environment(dir.path(), more);
+    in_own_process(test, || Some((dir, environment)), body);
+}
+
+#[test]
+fn whatever_does_not_answer_is_unreachable_in_time() {
+    against_faults("aws::whatever_does_not_answer_is_unreachable_in_time", &[], || {
+        let server = FaultServer::start(Behaviour::Hang);
+        let uri = at(server.port, ARN);
+        let cmk = open(&uri);
+        let json = "Content-Type: application/x-amz-json-1.1\r\n";
+        let faults = [
+            Behaviour::Hang,
+            Behaviour::Trickle(Duration::from_millis(20)),
+            Behaviour::Endless,
+            Behaviour::Close,
+            Behaviour::Raw(b"SSH-2.0-OpenSSH_9.2p1\r\n".to_vec()),
+            Behaviour::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{\"KeyId\":".to_vec()),
+            Behaviour::Reply(200, json, Vec::new()),
+            Behaviour::Reply(200, json, b"{}".to_vec()),
+            Behaviour::Reply(200, json, b"<html>welcome</html>".to_vec()),
+            Behaviour::Reply(200, json, format!("{{\"KeyId\":\"{ARN}\",\"Plaintext\":\"%%\"}}").into_bytes()),
+            Behaviour::Reply(200, json, br#"{"KeyId":"arn:aws:kms:us-east-1:1:key/other"}"#.to_vec()),
+            Behaviour::Reply(403, "Content-Type: text/html\r\n", b"<h1>proxy says no</h1>".to_vec()),
+            Behaviour::Reply(302, "Location: http://127.0.0.1:1/\r\n", Vec::new()),
+            Behaviour::Reply(404, "", b"\xff\xfe\0".to_vec()),
+            Behaviour::Reply(500, json, br#"{"__type":"KMSInternalException","message":"oops"}"#.to_vec()),
+            Behaviour::Reply(500, json, br#"{"__type":"KeyUnavailableException"}"#.to_vec()),
+            Behaviour::Reply(503, json, br#"{"__type":"DependencyTimeoutException"}"#.to_vec()),
+            Behaviour::Reply(503, "", b"Service Unavailable".to_vec()),
+            Behaviour::Reply(429, "", Vec::new()),
+            Behaviour::Reply(400, json, br#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#.to_vec()),
+            Behaviour::Reply(
+                400,
+                json,
+                br#"{"__type":"InvalidSignatureException","message":"Signature expired: x"}"#.to_vec(),
+            ),
+        ];
+        for fault in faults {
+            server.set(fault.clone());
+            let before = server.requests().len();
+            let start = Instant::now();
+            assert_unreachable(cmk.unwrap(&[1; 100], &branch(1)), &format!("{fault:?}"));
+            assert_unreachable(cmk.generate(&branch(1)), &format!("{fault:?}"));
+            assert_unreachable(cmk.describe(), &format!("{fault:?}"));
+            assert!(start.elapsed() < 3 * TIMEOUT + SLACK, "{fault:?} took {:?}", start.elapsed());
+            assert!(server.requests().len() - before <= 3, "{fault:?}: a call is one request, never retried in here");
+        }
+        drop(server);
+        assert_unreachable(cmk.unwrap(&[1; 100], &branch(1)), "connection refused");
+        let text = reason(cmk.unwrap(&[1; 100], &branch(1)));
+        assert!(text.contains("Connection refused"), "{text}");
+        assert_unreachable(try_open(&uri.replace(ARN, "alias/x")), "an alias cannot be resolved");
+    });
+}
+
+#[test]
+fn definite_answers_are_told_from_others() {
+    against_faults("aws::definite_answers_are_told_from_others", &[], || {
+        let json = "Content-Type: application/x-amz-json-1.1\r\n";
+        let server = FaultServer::start(Behaviour::Close);
+        let cmk = open(&at(server.port, ARN));
+        let answer = |status: u16, code: &str, message: &str| {
+            server.set(Behaviour::Reply(
+                status,
+                json,
+                json!({"__type": code, "message": message}).to_string().into_bytes(),
+            ));
+            cmk.unwrap(&[1; 100], &branch(1))
+        };
+        for (code, message) in [
+            ("ExpiredTokenException", "The security token included in the request is expired"),
+            ("UnrecognizedClientException", "The security token included in the request is invalid."),
+            ("AccessDeniedException", "User: arn:aws:iam::1:user/u is not authorized to perform: kms:Decrypt"),
+            ("com.amazonaws.kms#DisabledException", "it is disabled."),
+            ("KMSInvalidStateException", "it is pending import."),
+            ("NotFoundException", "Key 'x' does not exist"),
+        ] {
+            assert_refused(answer(400, code, message), &[code.rsplit('#').next().unwrap(), message], code);
+        }
+        assert_unreachable(answer(400, "KMSInvalidStateException", "it is unavailable: its key store"), "key store");
+        for code in ["InvalidCiphertextException", "IncorrectKeyException"] {
+            contract::assert_bad_blob(answer(400, code, ""), code);
+        }
+        // The service's words are cut and harmless; those about a signature are not repeated.
+        let text = reason(answer(400, "AccessDeniedException", &format!("\u{1b}[2J\u{202e}\n{}", "x".repeat(9000))));
+        assert!(text.len() < 700 && !text.contains(['\u{1b}', '\u{202e}', '\n']), "{text:?}");
+        let text = reason(answer(403, "SignatureDoesNotMatch", "x-amz-security-token:leaked"));
+        assert!(!text.contains("leaked") && text.contains("secret access key"), "{text}");
+
+        // Front ends say it in XML.
+        let xml = "<ErrorResponse><Error><Code>InvalidClientTokenId</Code><Message>bad token</Message></Error></ErrorResponse>";
+        server.set(Behaviour::Reply(403, "Content-Type: text/xml\r\n", xml.as_bytes().to_vec()));
+        assert_refused(cmk.generate(&branch(1)), &["InvalidClientTokenId: bad token", "credentials"], "XML");
+
+        // A plaintext that is not a key.
+        for size in [0, 31, 33, 64] {
+            let body = json!({"KeyId": ARN, "Plaintext": data_encoding::BASE64.encode(&vec![7; size])});
+            server.set(Behaviour::Reply(200, json, body.to_string().into_bytes()));
+            let result = cmk.unwrap(&[1; 100], &branch(1));
+            assert!(matches!(result, Err(KeyError::BadBlob { .. })), "{size}: {result:?}");
+        }
+    });
+}
+
+#[test]
+fn slow_answers_count_and_outages_heal() {
+    in_own_process(
+        "aws::slow_answers_count_and_outages_heal",
+        || {
+            let dir = scratch();
+            let server = moto(dir.path(), &[])?;
+            let environment = environment(dir.path(), &[("PORT", server.port.to_string())]);
+            Some(((server, dir), environment))
+        },
+        || {
+            let port: u16 = var("PORT").parse().unwrap();
+            let key = create_key(port, json!({}));
+            let front = FaultServer::start(Behaviour::Slow(port, Duration::from_millis(300)));
+            let cmk = open(&at(front.port, &key));
+            let (secret, blob) = cmk.generate(&branch(1)).unwrap();
+            // A full ARN opened without asking anybody: the one request is the one that generated.
+            assert_eq!(front.requests().len(), 1);
+            for fault in [Behaviour::Close, Behaviour::Reply(500, "", Vec::new()), Behaviour::Hang] {
+                front.set(fault);
+                assert_unreachable(cmk.unwrap(&blob, &branch(1)), "outage");
+                front.set(Behaviour::Forward(port));
+                assert_eq!(cmk.unwrap(&blob, &branch(1)).unwrap().expose(), secret.expose(), "healed");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_blob_of_another_key_does_not_look_like_a_revocation() {
+    in_own_process(
+        "aws::a_blob_of_another_key_does_not_look_like_a_revocation",
+        || {
+            let dir = scratch();
+            let server = moto(dir.path(), &[])?;
+            let environment = environment(dir.path(), &[("PORT", server.port.to_string())]);
+            Some(((server, dir), environment))
+        },
+        || {
+            let port: u16 = var("PORT").parse().unwrap();
+            let key = create_key(port, json!({}));
+            let front = FaultServer::start(Behaviour::Forward(port));
+            let cmk = open(&at(front.port, &key));
+            let (_, good) = cmk.generate(&branch(1)).unwrap();
+            let (_, other) = cmk.generate(&branch(1)).unwrap();
+            // As moto makes them: the id of a key in front. Of this one the service says "denied", as AWS does.
+            let mut foreign = good.clone();
+            foreign[..36].copy_from_slice(b"00000000-0000-0000-0000-000000000000");
+            let result = cmk.unwrap(&foreign, &branch(1));
+            assert!(reason(cmk.rewrap(&foreign, &branch(1))).contains("not a blob of this CMK"));
+            contract::assert_bad_blob(result, "another key's blob");
+            // One that knows no good blob yet has nothing to compare with, and nothing to lose.
+            assert_refused(open(&at(port, &key)).unwrap(&foreign, &branch(1)), &["AccessDenied"], "no blob known");
+
+            let denied = json!({"__type": "AccessDeniedException", "message": "no resource-based policy allows it"});
+            front.set(Behaviour::Reply(400, "", denied.to_string().into_bytes()));
+            // The kept connection was cut, which the first request may be the one to find out.
+            let _ = cmk.describe();
+            let before = front.requests().len();
+            assert_refused(cmk.unwrap(&other, &branch(1)), &["grant kms:Decrypt"], "denied for every blob");
+            assert_eq!(front.requests().len() - before, 2);
+            assert_refused(cmk.unwrap(&good, &branch(1)), &["grant kms:Decrypt"], "the good one itself");
+            assert_eq!(front.requests().len() - before, 3);
+            assert_refused(cmk.rewrap(&other, &branch(1)), &["grant kms:ReEncrypt"], "rewrap");
+        },
+    );
+}
+
+#[test]
+fn no_credentials_say_what_to_set() {
+    let none = [("AWS_ACCESS_KEY_ID", String::new()), ("AWS_SECRET_ACCESS_KEY", String::new())];
+    against_faults("aws::no_credentials_say_what_to_set", &none, || {
+        let server = FaultServer::start(Behaviour::Close);
+        let cmk = open(&at(server.port, ARN));
+        assert_config(cmk.generate(&branch(1)), &["no AWS credentials found", "AWS_PROFILE", "role"]);
+        assert_config(try_open("awskms:///alias/x"), &["no AWS region", "AWS_REGION"]);
+        assert!(server.requests().is_empty(), "nothing was sent unsigned");
+    });
+}
+
+#[test]
+fn a_metadata_service_that_hangs_costs_no_more_than_the_limit() {
+    let hanging = FaultServer::start(Behaviour::Hang);
+    let settings = [
+        ("AWS_ACCESS_KEY_ID", String::new()),
+        ("AWS_SECRET_ACCESS_KEY", String::new()),
+        ("AWS_EC2_METADATA_DISABLED", String::new()),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://127.0.0.1:{}", hanging.port)),
+    ];
+    against_faults("aws::a_metadata_service_that_hangs_costs_no_more_than_the_limit", &settings, || {
+        let server = FaultServer::start(Behaviour::Close);
+        let start = Instant::now();
+        let text = reason(open(&at(server.port, ARN)).generate(&branch(1)));
+        assert!(text.contains("credentials"), "{text}");
+        assert!(start.elapsed() < TIMEOUT + SLACK, "{:?}", start.elapsed());
+        let start = Instant::now();
+        assert_config(try_open("awskms:///alias/x"), &["no AWS region"]);
+        assert!(start.elapsed() < TIMEOUT + SLACK, "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn a_credential_process_that_hangs_is_an_outage() {
+    let dir = scratch();
+    let config = dir.path().join("config");
+    std::fs::write(&config, "[default]\ncredential_process = sleep 600\n").unwrap();
+    let settings = [
+        ("AWS_ACCESS_KEY_ID", String::new()),
+        ("AWS_SECRET_ACCESS_KEY", String::new()),
+        ("AWS_CONFIG_FILE", config.to_str().unwrap().to_string()),
+    ];
+    against_faults("aws::a_credential_process_that_hangs_is_an_outage", &settings, || {
+        let server = FaultServer::start(Behaviour::Close);
+        let start = Instant::now();
+        let result = open(&at(server.port, ARN)).generate(&branch(1));
+        assert!(start.elapsed() < TIMEOUT + SLACK, "{:?}", start.elapsed());
+        assert_unreachable(result, "credential_process");
+    });
+}
+
+#[test]
+fn a_role_that_is_denied_is_refused() {
+    let sts = FaultServer::start(Behaviour::Reply(
+        403,
+        "Content-Type: text/xml\r\n",
+        b"<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>not your role</Message></Error>\
+          </ErrorResponse>"
+            .to_vec(),
+    ));
+    let dir = scratch();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "a.web.token").unwrap();
+    let settings = [
+        ("AWS_ACCESS_KEY_ID", String::new()),
+        ("AWS_SECRET_ACCESS_KEY", String::new()),
+        ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/app".to_string()),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", token.to_str().unwrap().to_string()),
+        ("AWS_ENDPOINT_URL_STS", format!("http://127.0.0.1:{}", sts.port)),
+        ("STS", sts.port.to_string()),
+    ];
+    against_faults("aws::a_role_that_is_denied_is_refused", &settings, || {
+        let server = FaultServer::start(Behaviour::Close);
+        let cmk = open(&at(server.port, ARN));
+        assert_refused(
+            cmk.generate(&branch(1)),
+            &["credentials cannot be had", "AccessDenied", "not your role"],
+            "role",
+        );
+        assert!(!reason(cmk.generate(&branch(1))).contains("a.web.token"));
+    });
+}
+
+#[test]
+fn keys_never_travel_without_tls() {
+    let settings = [("AWS_ENDPOINT_URL_KMS", "http://kms.example:80".to_string())];
+    against_faults("aws::keys_never_travel_without_tls", &settings, || {
+        let cmk = open(&format!("awskms:///{ARN}"));
+        assert_config(cmk.generate(&branch(1)), &["plain http on another host", "https"]);
+        // What the URI names comes before the variable.
+        let server = FaultServer::start(Behaviour::Reply(503, "", Vec::new()));
+        assert_unreachable(open(&at(server.port, ARN)).generate(&branch(1)), "the URI's endpoint");
+        assert_eq!(server.requests().len(), 1);
+        // Proxies for http are not used for keys or for metadata.
+        assert_config(try_open("awskms:///alias/x?endpoint=http://kms.example"), &["http is for this host only"]);
+    });
+}
+
+/// A CA and a certificate of `kms.test` and 127.0.0.1 from it, made by openssl: paths of CA, certificate and key.
+fn certificates(dir: &Path) -> Option<[String; 3]> {
+    let openssl = servers::require("openssl", servers::find("openssl"))?;
+    let run = |arguments: &[&str]| {
+        let output = Command::new(&openssl).args(arguments).current_dir(dir).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
+    run(&[&new[..], &["-subj", "/CN=test CA", "-keyout", "ca.key", "-out", "ca.pem"]].concat());
+    let names = "subjectAltName=DNS:kms.test,IP:127.0.0.1";
+    let signed =
+        ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE", "-addext", names];
+    run(&[&new[..], &["-subj", "/CN=kms.test", "-keyout", "tls.key", "-out", "tls.pem"], &signed[..]].concat());
+    Some(["ca.pem", "tls.pem", "tls.key"].map(|name| dir.join(name).to_str().unwrap().to_string()))
+}
+
+#[test]
+fn a_private_ca_and_a_proxy_are_honoured() {
+    in_own_process(
+        "aws::a_private_ca_and_a_proxy_are_honoured",
+        || {
+            let dir = scratch();
+            let [ca, certificate, key] = certificates(dir.path())?;
+            let plain = moto(dir.path(), &[])?;
+            let tls = moto(dir.path(), &["-c", &certificate, "-k", &key])?;
+            let proxy = FaultServer::start(Behaviour::Proxy(tls.port));
+            let environment = environment(
+                dir.path(),
+                &[
+                    ("PORT", plain.port.to_string()),
+                    ("TLS_PORT", tls.port.to_string()),
+                    ("AWS_CA_BUNDLE", ca),
+                    ("https_proxy", format!("http://user:hunter2@127.0.0.1:{}", proxy.port)),
+                    ("NO_PROXY", "127.0.0.1".to_string()),
+                    // Would break everything that is plain http, were it used.
+                    ("http_proxy", "http://127.0.0.1:1".to_string()),
+                ],
+            );
+            Some(((plain, tls, proxy, dir), environment))
+        },
+        || {
+            let tls: u16 = var("TLS_PORT").parse().unwrap();
+            // Each moto has keys of its own; this one is created through the provider's own way there.
+            let named = |uri: &str| {
+                // moto creates what AWS has from the start: the alias of its own services' key.
+                let cmk = open(uri);
+                let (secret, blob) = cmk.generate(&branch(1)).unwrap();
+                assert_eq!(cmk.unwrap(&blob, &branch(1)).unwrap().expose(), secret.expose());
+            };
+            named(&format!("awskms://127.0.0.1:{tls}/alias/aws/ebs"));
+            // No resolver knows this name; the proxy takes it.
+            named("awskms://kms.test/alias/aws/ebs");
+            let plain: u16 = var("PORT").parse().unwrap();
+            named(&at(plain, "alias/aws/ebs"));
+            // The certificate is not of this name.
+            let text = reason(try_open("awskms://other.test/alias/aws/ebs"));
+            assert!(text.contains("cannot be reached") && text.contains("certificate"), "{text}");
+            assert!(!text.contains("hunter2"));
+        },
+    );
+}
+
+#[test]
+fn tls_that_cannot_be_trusted_is_unreachable() {
+    in_own_process(
+        "aws::tls_that_cannot_be_trusted_is_unreachable",
+        || {
+            let dir = scratch();
+            let [_, certificate, key] = certificates(dir.path())?;
+            let tls = moto(dir.path(), &["-c", &certificate, "-k", &key])?;
+            let empty = dir.path().join("empty.pem");
+            std::fs::write(&empty, "not a certificate\n").unwrap();
+            let environment = environment(dir.path(), &[("TLS_PORT", tls.port.to_string())]);
+            Some(((tls, dir), environment))
+        },
+        || {
+            let uri = format!("awskms://127.0.0.1:{}/{ARN}", var("TLS_PORT"));
+            assert_unreachable(open(&uri).generate(&branch(1)), "an unknown CA");
+            assert!(reason(open(&uri).generate(&branch(1))).contains("AWS_CA_BUNDLE"));
+            // http to a port that speaks TLS, and the other way round.
+            assert_unreachable(open(&at(var("TLS_PORT").parse().unwrap(), ARN)).generate(&branch(1)), "http to TLS");
+            let plain = FaultServer::start(Behaviour::Reply(200, "", Vec::new()));
+            let uri = format!("awskms://127.0.0.1:{}/{ARN}", plain.port);
+            assert_unreachable(open(&uri).generate(&branch(1)), "TLS to http");
+        },
+    );
+}
+
+#[test]
+fn settings_that_are_wrong_are_named() {
+    let settings = [("AWS_CA_BUNDLE", "/nonexistent/ca.pem".to_string())];
+    against_faults("aws::settings_that_are_wrong_are_named", &settings, || {
+        assert_config(try_open(&format!("awskms:///{ARN}")), &["AWS_CA_BUNDLE /nonexistent/ca.pem", "No such file"]);
+    });
+}
