@@ -8,7 +8,7 @@ mod aws;
 mod k8s;
 mod keyfile;
 mod pkcs11;
-mod vault;
+pub mod vault;
 
 pub use aws::AwsUri;
 pub use k8s::K8sUri;
@@ -33,7 +33,9 @@ pub enum CmkUri {
 impl CmkUri {
     /// The error says what to write.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let wrong = |why: &str| KeyError::Config(format!("CMK URI {text:?}: {why}"));
+        // Parameters are not repeated: a secret may have been put there.
+        let shown = text.split_inclusive('?').next().unwrap_or(text);
+        let wrong = |why: &str| KeyError::Config(format!("CMK URI {shown:?}: {why}"));
         let Some((scheme, rest)) = text.split_once(':') else {
             return Err(wrong(&format!("no scheme in front; known are: {SCHEMES}")));
         };
