@@ -26,8 +26,10 @@ const HOME_TOKEN: &str = ".vault-token";
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 /// Largest credential file, in bytes.
 const CREDENTIAL_MAX: usize = 16 * 1024;
-/// A token that is younger and denied is denied by policy: another login would change nothing.
-const LOGIN_PAUSE: Duration = Duration::from_secs(10);
+/// Logins do not follow each other faster, whatever the server says.
+const LOGIN_PAUSE: Duration = Duration::from_secs(1);
+/// A valid token that is younger and denied is denied by policy: another login would change nothing.
+const POLICY_PAUSE: Duration = Duration::from_secs(60);
 /// Leases are not believed to be longer, so that no clock overflows.
 const LEASE_MAX: Duration = Duration::from_secs(10 * 365 * 86400);
 /// Between attempts to renew, at most and at least.
@@ -117,15 +119,27 @@ impl Auth {
     }
 
     /// Another token than `worn`, which was answered with 403, where one can be had: from a file that was rewritten, or
-    /// by a new login.
+    /// by a new login, which also brings policies that the role was given meanwhile.
     pub fn instead_of(&self, worn: &Token, until: Instant) -> Result<Option<Arc<Token>>, Failure> {
-        let fresh = worn.since.elapsed() < LOGIN_PAUSE;
-        match self.shared.method {
+        let shared = &self.shared;
+        if let Some(token) = shared.current().filter(|token| token.text != worn.text) {
+            return Ok(Some(token));
+        }
+        match &shared.method {
             VaultAuth::None => Ok(None),
-            VaultAuth::AppRole { .. } | VaultAuth::Kubernetes { .. } if fresh && !self.shared.is_over() => {
-                Ok(self.shared.current().filter(|token| token.text != worn.text))
+            VaultAuth::Token { file } => match find_token(file.as_ref()) {
+                Ok(text) if text != worn.text => shared.replace(Some(worn), until),
+                // The 403 stands where there is none to be read either.
+                _ => Ok(None),
+            },
+            _ => {
+                let age = worn.since.elapsed();
+                let by_policy = || age < POLICY_PAUSE && matches!(shared.found(worn, until), Some(Some(_)));
+                if !shared.is_over() && (age < LOGIN_PAUSE || by_policy()) {
+                    return Ok(None);
+                }
+                shared.replace(Some(worn), until)
             }
-            _ => self.shared.replace(Some(worn), until),
         }
     }
 
@@ -134,15 +148,11 @@ impl Auth {
         let Some(token) = token else {
             return format!("permission denied: the agent at {} may not {wanted}", self.shared.client.address());
         };
-        let answer = self.shared.client.call(&Method::GET, "auth/token/lookup-self", Some(&token.text), None, until);
-        match answer {
-            Ok(answer) if answer.is_success() => {
-                let policies = Lookup::parse(&answer).map(|found| found.policies.join(", ")).unwrap_or_default();
-                format!(
-                    "permission denied: the token is valid, but its policies ({}) do not allow to {wanted}",
-                    words(&policies)
-                )
-            }
+        match self.shared.found(token, until) {
+            Some(Some(found)) => format!(
+                "permission denied: the token is valid, but its policies ({}) do not allow to {wanted}",
+                words(&found.policies.join(", "))
+            ),
             _ => format!(
                 "permission denied: the token is expired or revoked, or may not {wanted}; {}",
                 self.shared.remedy()
@@ -165,6 +175,13 @@ impl Drop for Auth {
 }
 
 impl Shared {
+    /// What the server knows of a token; `Some(None)`: it is not valid, or may not ask; `None`: no answer.
+    fn found(&self, token: &Token, until: Instant) -> Option<Option<Lookup>> {
+        let path = "auth/token/lookup-self";
+        let answer = self.client.call(&Method::GET, path, Some(&token.text), None, until).ok()?;
+        Some(if answer.is_success() { Lookup::parse(&answer) } else { None })
+    }
+
     fn current(&self) -> Option<Arc<Token>> {
         self.state.lock().token.clone()
     }
