@@ -8,7 +8,7 @@ mod aws;
 mod k8s;
 mod keyfile;
 mod pkcs11;
-mod vault;
+pub mod vault;
 
 pub(super) use aws::is_loopback;
 pub use aws::{AwsAlgorithm, AwsKey, AwsUri};
@@ -42,7 +42,9 @@ pub enum CmkAddress {
 impl CmkUri {
     /// The error says what to write.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let wrong = |why: &str| KeyError::Config(format!("CMK URI {text:?}: {why}"));
+        // Parameters are not repeated: a secret may have been put there.
+        let shown = text.split_inclusive('?').next().unwrap_or(text);
+        let wrong = |why: &str| KeyError::Config(format!("CMK URI {shown:?}: {why}"));
         let Some((scheme, rest)) = text.split_once(':') else {
             return Err(wrong(&format!("no scheme in front; known are: {SCHEMES}")));
         };
