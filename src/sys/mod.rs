@@ -8,4 +8,6 @@ pub mod identity;
 pub mod limits;
 pub mod lock;
 pub mod locked;
+pub mod notify;
+pub mod peer;
 pub mod process;

@@ -12,6 +12,7 @@ pub mod aws;
 pub mod k8s;
 pub mod keyfile;
 mod keyfile_document;
+pub mod lazy;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;
 #[cfg(feature = "vault")]
