@@ -5,6 +5,7 @@
 //! length, phase or header), then the edge stripes of the blocks written, then `writer` or `written` for a moment.
 
 mod commit;
+mod drop_keys;
 mod edges;
 mod pages;
 mod ranges;
@@ -23,7 +24,11 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::format::block;
 use crate::format::geometry::{Geometry, Length, PAGE, PLAIN};
 use crate::format::small::XattrCodec;
-use crate::keys::{KeyError, keyring::Keyring};
+use crate::keys::{
+    KeyError,
+    keyring::{Keyring, Waits},
+    wanted::Wanted,
+};
 use crate::store::BackingFile;
 use edges::Edges;
 use ranges::BlockRanges;
@@ -33,6 +38,15 @@ use state::{State, Writer};
 pub struct FileContext {
     pub keyring: Keyring,
     pub geometry: Geometry,
+}
+
+impl Waits for FileError {
+    fn wanted(&self) -> Option<&Wanted> {
+        match self {
+            FileError::Key(e) => e.wanted(),
+            _ => None,
+        }
+    }
 }
 
 /// Why a file operation failed. `code` is the stable word for logs.
@@ -106,6 +120,8 @@ pub struct EncryptedFile<F: BackingFile> {
     /// The current version of the last block carries the `valid_len` of the current size.
     last_says_size: AtomicBool,
     keep_header: AtomicBool,
+    /// The keys were taken away and nobody has needed them since.
+    keys_dropped: AtomicBool,
 }
 
 /// The plaintext size that the backing file alone tells, without keys: what `stat` and `lookup` show.
@@ -147,6 +163,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             uncommitted: AtomicBool::new(false),
             last_says_size: AtomicBool::new(false),
             keep_header: AtomicBool::new(false),
+            keys_dropped: AtomicBool::new(false),
         }
     }
 
@@ -173,6 +190,12 @@ impl<F: BackingFile> EncryptedFile<F> {
     /// Authenticates the header (and the last block of a growing file); what open(2) reports.
     pub fn authenticate(&self) -> Result<(), FileError> {
         self.loaded_state().map(drop)
+    }
+
+    /// What an open for writing reports beside: whether a key for the first header can be had, where there is none yet.
+    pub fn ready_for_data(&self) -> Result<(), FileError> {
+        let headerless = self.loaded_state()?.open.is_none();
+        if headerless { Ok(self.context.keyring.ready(&None)?) } else { Ok(()) }
     }
 
     /// The shared lock, with length and header known.
