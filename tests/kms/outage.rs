@@ -64,8 +64,9 @@ fn cached_keys_go_on_and_others_fail_in_time(kms: &Kms, key: &str, volume: &Volu
             worst
         });
         // More of them at once than there are threads that take requests from the kernel.
-        let openers: Vec<_> =
-            (0..24).map(|_| scope.spawn(|| timed(|| assert_errno(File::open(mounted.join("other")), libc::ENOKEY)))).collect();
+        let openers: Vec<_> = (0..24)
+            .map(|_| scope.spawn(|| timed(|| assert_errno(File::open(mounted.join("other")), libc::ENOKEY))))
+            .collect();
         for opener in openers {
             let ((), took) = opener.join().unwrap();
             assert!(took < DEADLINE + SLACK, "{what}: an open took {took:?}");
@@ -141,7 +142,11 @@ fn a_service_that_answers_errors_and_garbage() {
     for illness in [
         Behaviour::Reply(500, "", b"{}".to_vec()),
         Behaviour::Reply(429, "Content-Type: application/x-amz-json-1.1\r\n", throttled),
-        Behaviour::Reply(200, "Content-Type: application/x-amz-json-1.1\r\n", b"<html>not what you think</html>".to_vec()),
+        Behaviour::Reply(
+            200,
+            "Content-Type: application/x-amz-json-1.1\r\n",
+            b"<html>not what you think</html>".to_vec(),
+        ),
         Behaviour::Raw(b"\x16\x03\x01 nonsense".to_vec()),
     ] {
         cached_keys_go_on_and_others_fail_in_time(&kms, &key, &volume, illness);

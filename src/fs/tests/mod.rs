@@ -17,6 +17,7 @@ mod bookkeeping;
 mod content;
 mod damage;
 mod failures;
+mod keys;
 mod owner;
 
 type MemoryFs = Fs<MemoryStore>;
