@@ -204,7 +204,7 @@ fn run<T: Send + 'static>(
     let task = runtime()?.spawn(async move {
         let _ = answer.send(tokio::time::timeout(limit, work).await);
     });
-    match wait.recv_timeout(limit + GRACE) {
+    match wait.recv_timeout(limit.saturating_add(GRACE)) {
         Ok(Ok(result)) => result,
         Ok(Err(_)) => Err(Failure::new(Kind::Unreachable, "no answer in time; check network and endpoint")),
         Err(RecvTimeoutError::Timeout) => {
