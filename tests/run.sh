@@ -25,6 +25,8 @@ tar tar
 cc gcc
 END
 [[ -e /usr/include/stdio.h ]] || packages+=(libc6-dev)
+python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+command -v openssl >/dev/null || packages+=(openssl)
 if ((${#packages[@]})); then
     if ((EUID == 0)) && command -v apt-get >/dev/null; then
         say "installing ${packages[*]}"
@@ -48,6 +50,22 @@ else
     export ENVELOPEFS_TEST_SKIP_ROOT=1 ENVELOPEFS_TEST_SKIP_LOOP=1
 fi
 [[ -e /dev/fuse || ${ENVELOPEFS_TEST_SKIP_FUSE:-} == 1 ]] || say "/dev/fuse is missing: the mount tests will fail"
+
+# The servers that key providers are tested on come from PyPI, at these versions, into a directory that is kept between runs.
+# ENVELOPEFS_TEST_TOOLS names one that is ready: nothing is installed then.
+servers=('moto[server,kms]==5.2.5' 'ministack==1.5.33')
+if [[ -z ${ENVELOPEFS_TEST_TOOLS:-} ]]; then
+    export ENVELOPEFS_TEST_TOOLS=${XDG_CACHE_HOME:-$HOME/.cache}/envelopefs-test-tools
+    if [[ $(cat "$ENVELOPEFS_TEST_TOOLS/installed" 2>/dev/null) != "${servers[*]}" ]]; then
+        say "installing ${servers[*]} into $ENVELOPEFS_TEST_TOOLS"
+        if python3 -m venv --clear "$ENVELOPEFS_TEST_TOOLS" &&
+            timeout 900 "$ENVELOPEFS_TEST_TOOLS/bin/pip" install --quiet --disable-pip-version-check "${servers[@]}"; then
+            echo "${servers[*]}" >"$ENVELOPEFS_TEST_TOOLS/installed"
+        else
+            say "COULD NOT INSTALL ${servers[*]}: the tests that need them are skipped, each with a message"
+        fi
+    fi
+fi
 
 # Everything that the tests make lies here, so that nothing is left even where a test process is killed.
 work=$(mktemp -d "${TMPDIR:-/tmp}/envelopefs-run-XXXXXX")

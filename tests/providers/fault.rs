@@ -135,8 +135,10 @@ fn serve(mut stream: TcpStream, behaviour: Behaviour, state: &Mutex<State>) {
             }
         }
         Behaviour::Reply(status, headers, body) => {
-            while request().is_some() {
-                write!(stream, "HTTP/1.1 {status} Answer\r\n{headers}Content-Length: {}\r\n\r\n", body.len())?;
+            if request().is_some() {
+                let length = body.len();
+                write!(stream, "HTTP/1.1 {status} Answer\r\n{headers}Content-Length: {length}\r\n")?;
+                stream.write_all(b"Connection: close\r\n\r\n")?;
                 stream.write_all(&body)?;
             }
             Ok(())

@@ -143,6 +143,12 @@ impl AwsUri {
         self.region.as_deref().or_else(|| arn_region(self.key.as_str()))
     }
 
+    /// A host's own names: only there may keys travel without TLS.
+    pub fn is_loopback(host: &str) -> bool {
+        host.eq_ignore_ascii_case("localhost")
+            || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+
     /// See `CmkUri::pinned`.
     pub(super) fn pinned(&self, key: &KeyRef) -> Self {
         Self { key: AwsKey::Arn(key.key.clone()), ..self.clone() }
@@ -175,12 +181,6 @@ fn readable(text: &str) -> String {
 
 fn text(encoded: &str, what: &str) -> Result<String, String> {
     String::from_utf8(decode(encoded)?).map_err(|_| format!("{what} is not UTF-8"))
-}
-
-/// A host's own names: only there may keys travel without TLS.
-pub(in crate::keys) fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost")
-        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn arn_region(text: &str) -> Option<&str> {
@@ -242,7 +242,7 @@ fn parse_endpoint(text: &str) -> Result<String, String> {
     }
     match scheme {
         "https" => Ok(url.into()),
-        "http" if is_loopback(host) => Ok(url.into()),
+        "http" if AwsUri::is_loopback(host) => Ok(url.into()),
         "http" => Err(format!(
             "endpoint {url:?}: keys travel in the answers, so http is for this host only (localhost, 127.0.0.1, [::1]); \
              write https"

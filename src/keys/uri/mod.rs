@@ -10,7 +10,6 @@ mod keyfile;
 mod pkcs11;
 pub mod vault;
 
-pub(super) use aws::is_loopback;
 pub use aws::{AwsAlgorithm, AwsKey, AwsUri};
 pub use k8s::K8sUri;
 pub use keyfile::KeyfileUri;

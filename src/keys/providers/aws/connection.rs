@@ -41,7 +41,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::runtime::Runtime;
 
 use super::errors::{Failure, InsecureEndpoint, Kind};
-use crate::keys::uri::{AwsUri, is_loopback};
+use crate::keys::uri::AwsUri;
 
 /// An answer has at most 6144 bytes of blob and 4096 of plaintext, in base64; a policy's text may add some.
 const ANSWER_LIMIT: usize = 256 * 1024;
@@ -105,9 +105,13 @@ impl Connection {
             if result.as_ref().is_err_and(|failure| failure.credentials) {
                 connection.client.lock().take();
                 if kept {
-                    result = ask(connection.client().await.0).await;
-                    if result.as_ref().is_err_and(|failure| failure.credentials) {
+                    let again = ask(connection.client().await.0).await;
+                    if again.as_ref().is_err_and(|failure| failure.credentials) {
                         connection.client.lock().take();
+                    }
+                    // Without newer ones to be found here, what the service said of the kept ones stands.
+                    if !again.as_ref().is_err_and(Failure::is_local) {
+                        result = again;
                     }
                 }
             }
@@ -127,8 +131,7 @@ impl Connection {
                         .into();
             }
         }
-        let local = failure.credentials && matches!(failure.kind, Kind::NoCredentials | Kind::Config);
-        if local && self.answered.load(Ordering::Relaxed) {
+        if failure.is_local() && self.answered.load(Ordering::Relaxed) {
             failure.kind = Kind::Unreachable;
         }
         failure
@@ -201,7 +204,7 @@ fn run<T: Send + 'static>(
     let task = runtime()?.spawn(async move {
         let _ = answer.send(tokio::time::timeout(limit, work).await);
     });
-    match wait.recv_timeout(limit + GRACE) {
+    match wait.recv_timeout(limit.saturating_add(GRACE)) {
         Ok(Ok(result)) => result,
         Ok(Err(_)) => Err(Failure::new(Kind::Unreachable, "no answer in time; check network and endpoint")),
         Err(RecvTimeoutError::Timeout) => {
@@ -321,7 +324,7 @@ impl Intercept for Guard {
                 Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
                 _ => authority,
             };
-            is_loopback(host)
+            AwsUri::is_loopback(host)
         };
         match uri.strip_prefix("http://") {
             Some(rest) if !local(rest) => Err(Box::new(InsecureEndpoint(super::errors::printable(uri)))),
@@ -408,4 +411,68 @@ fn proxy(variable: &dyn Fn(&str) -> Option<String>) -> Result<ProxyConfig, Failu
         Some(hosts) => config.no_proxy(hosts),
         None => config,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proxy_of(variables: &[(&str, &str)]) -> Result<ProxyConfig, Failure> {
+        proxy(&|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_string()))
+    }
+
+    #[test]
+    fn proxies_are_those_of_the_usual_variables() {
+        for none in [&[][..], &[("http_proxy", "http://p:1")], &[("HTTPS_PROXY", "")], &[("no_proxy", "*")]] {
+            assert!(proxy_of(none).unwrap().is_disabled(), "{none:?}");
+        }
+        for variables in [("https_proxy", "p:3128"), ("HTTPS_PROXY", "http://u:w@p"), ("all_proxy", "https://p:1/")] {
+            assert!(!proxy_of(&[variables]).unwrap().is_disabled(), "{variables:?}");
+        }
+        let shown =
+            format!("{:?}", proxy_of(&[("HTTPS_PROXY", "http://upper"), ("https_proxy", "http://lower")]).unwrap());
+        assert!(shown.contains("lower"), "{shown}");
+        for wrong in ["socks5://user:hunter2@p:1", "http://", "http://user:hunter2@p:1 x"] {
+            let failure = proxy_of(&[("ALL_PROXY", wrong)]).unwrap_err();
+            assert_eq!(failure.kind, Kind::Config, "{wrong}");
+            assert!(failure.reason.contains("ALL_PROXY") && !failure.reason.contains("hunter2"), "{}", failure.reason);
+        }
+    }
+
+    #[test]
+    fn a_bad_bundle_is_an_error_and_no_panic() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("ca.pem");
+        for (content, expected) in [
+            (&b""[..], "no PEM certificates"),
+            (b"hello", "no PEM certificates"),
+            (b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n", "not PEM"),
+            (b"-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n", "not a certificate"),
+            (b"-----BEGIN CERTIFICATE-----\naGVsbG8=\n", "not PEM"),
+            (b"\xff\0", "no PEM certificates"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let failure = trust(Some(&path)).unwrap_err();
+            assert_eq!(failure.kind, Kind::Config);
+            assert!(failure.reason.contains(expected), "{}: {expected}", failure.reason);
+        }
+        assert!(trust(Some(Path::new("/nonexistent"))).unwrap_err().reason.contains("/nonexistent"));
+        assert!(trust(Some(Path::new(""))).is_ok() && trust(None).is_ok());
+    }
+
+    #[test]
+    fn what_hangs_or_panics_ends_in_time() {
+        let limit = Duration::from_millis(50);
+        let hung = run::<()>(limit, std::future::pending()).unwrap_err();
+        assert_eq!((hung.kind, hung.credentials), (Kind::Unreachable, false));
+        // A worker that never yields: the caller does not wait for it.
+        let stuck = run::<()>(limit, async {
+            std::thread::sleep(Duration::from_secs(2));
+            Ok(())
+        });
+        assert_eq!(stuck.unwrap_err().kind, Kind::Unreachable);
+        let panicked = run::<()>(limit, async { panic!("on purpose") }).unwrap_err();
+        assert_eq!(panicked.kind, Kind::Unreachable);
+        assert_eq!(run(limit, async { Ok(7) }).unwrap(), 7);
+    }
 }

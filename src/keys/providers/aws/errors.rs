@@ -65,6 +65,11 @@ impl Failure {
         Self { kind, reason: reason.into(), credentials: false }
     }
 
+    /// Nobody was asked: this host has no credentials, or cannot tell which.
+    pub fn is_local(&self) -> bool {
+        self.credentials && matches!(self.kind, Kind::NoCredentials | Kind::Config)
+    }
+
     pub fn named(self, key: &str) -> KeyError {
         let Self { kind, reason, .. } = self;
         let key = key.to_string();
@@ -320,5 +325,58 @@ fn without_credentials(error: &CredentialsError) -> Failure {
                 failure
             }
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_others_are_one_bounded_printable_line() {
+        assert_eq!(printable("  a\nb\tc\u{1b}[0m\u{202e}d\0 "), "a b c\u{fffd}[0m\u{fffd}d\u{fffd}");
+        let long = printable(&"é".repeat(1000));
+        assert_eq!(long.chars().count(), WORDS + 1);
+        assert!(long.ends_with('…'));
+    }
+
+    #[test]
+    fn what_a_code_means_depends_on_the_call_and_the_status() {
+        let kind = |status, code, message, call| by_code(status, code, message, call).kind;
+        for (code, expected) in [
+            ("InvalidCiphertextException", Kind::BadBlob),
+            ("IncorrectKeyException", Kind::BadBlob),
+            ("ValidationException", Kind::BadBlob),
+            ("DisabledException", Kind::Refused),
+            ("AccessDeniedException", Kind::Refused),
+            ("ExpiredTokenException", Kind::Refused),
+            ("ThrottlingException", Kind::Unreachable),
+            ("LimitExceededException", Kind::Unreachable),
+            ("SomethingOfNextYear", Kind::Unreachable),
+            ("InvalidKeyUsageException", Kind::Config),
+            ("UnknownOperationException", Kind::NoOperation),
+        ] {
+            assert_eq!(kind(400, code, "", Call::Decrypt), expected, "{code}");
+            assert_eq!(kind(500, code, "", Call::Decrypt), Kind::Unreachable, "{code}");
+            assert_eq!(kind(429, code, "", Call::Decrypt), Kind::Unreachable, "{code}");
+        }
+        // Nothing that is asked about a key without a blob can be the blob's fault.
+        for call in [Call::GenerateDataKey, Call::Encrypt, Call::DescribeKey] {
+            assert_eq!(kind(400, "ValidationException", "", call), Kind::Config);
+            assert_eq!(kind(400, "InvalidCiphertextException", "", call), Kind::Unreachable);
+        }
+        for (message, expected) in [
+            ("arn:aws:kms:…:key/x is pending deletion.", Kind::Refused),
+            ("arn:aws:kms:…:key/x is pending import.", Kind::Refused),
+            ("", Kind::Refused),
+            ("arn:aws:kms:…:key/x is unavailable.", Kind::Unreachable),
+            ("The custom key store is not connected", Kind::Unreachable),
+        ] {
+            assert_eq!(kind(400, "KMSInvalidStateException", message, Call::Decrypt), expected, "{message}");
+        }
+        let late = by_code(400, "InvalidSignatureException", "Signature expired: now earlier than then", Call::Decrypt);
+        assert_eq!((late.kind, late.credentials), (Kind::Unreachable, false));
+        assert!(late.reason.contains("clock"));
+        assert!(by_code(403, "InvalidClientTokenId", "", Call::Decrypt).credentials);
     }
 }
