@@ -425,7 +425,10 @@ impl Granted {
 #[derive(Deserialize)]
 struct Lookup {
     /// Seconds; 0 for one that never ends.
+    #[serde(default)]
     ttl: u64,
+    /// Left out for the token of an initialisation.
+    #[serde(default)]
     renewable: bool,
     #[serde(default)]
     policies: Vec<String>,
