@@ -173,6 +173,42 @@ fn a_private_certification_authority() {
 }
 
 #[test]
+fn a_server_that_asks_for_a_certificate() {
+    // One server is the certification authority of the other's clients.
+    let Some(authority) = Bao::start() else { return };
+    authority.command(&["secrets", "enable", "pki"]).unwrap();
+    authority.command(&["write", "pki/root/generate/internal", "common_name=test", "ttl=24h"]).unwrap();
+    authority.command(&["write", "pki/roles/any", "allow_any_name=true", "enforce_hostnames=false", "ttl=1h"]).unwrap();
+    let issue = |name: &str| {
+        let common = format!("common_name={name}");
+        let answer = authority.command(&["write", "pki/issue/any", &common, "ip_sans=127.0.0.1"]).unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        ["certificate", "private_key", "issuing_ca"].map(|field| {
+            authority.secret(&format!("{name}-{field}"), answer["data"][field].as_str().unwrap()).display().to_string()
+        })
+    };
+    let ([cert, key, ca], [client_cert, client_key, _]) = (issue("localhost"), issue("client"));
+    let port = super::servers::free_port();
+    let bao = Bao::start_on_disk_with(&format!(
+        "listener \"tcp\" {{ address = \"127.0.0.1:{port}\"\n tls_cert_file = \"{cert}\"\n tls_key_file = \"{key}\"\n \
+         tls_client_ca_file = \"{ca}\"\n tls_require_and_verify_client_cert = true }}\n"
+    ))
+    .unwrap();
+    let uri = |more: &str| {
+        let token = bao.secret("root", &bao.root);
+        let address = format!("https://127.0.0.1:{port}&ca={ca}");
+        format!("hashivault://transit/app?address={address}&token_file={}{more}", token.display())
+    };
+    let with = uri(&format!("&client_cert={client_cert}&client_key={client_key}"));
+    open(&with).unwrap().generate(&branch(1)).unwrap();
+    assert_unreachable(open(&uri("")), "no certificate");
+    assert!(
+        config_error(&uri(&format!("&client_cert={client_cert}&client_key={client_cert}"))).contains("no private key")
+    );
+    assert!(config_error(&uri(&format!("&client_cert={client_cert}&client_key={key}"))).contains("client certificate"));
+}
+
+#[test]
 fn the_namespace_decides_which_key() {
     let Some(bao) = Bao::start() else { return };
     bao.must("POST", "sys/namespaces/team", json!({}));

