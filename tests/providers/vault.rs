@@ -173,6 +173,42 @@ fn a_private_certification_authority() {
 }
 
 #[test]
+fn a_server_that_asks_for_a_certificate() {
+    // One server is the certification authority of the other's clients.
+    let Some(authority) = Bao::start() else { return };
+    authority.command(&["secrets", "enable", "pki"]).unwrap();
+    authority.command(&["write", "pki/root/generate/internal", "common_name=test", "ttl=24h"]).unwrap();
+    authority.command(&["write", "pki/roles/any", "allow_any_name=true", "enforce_hostnames=false", "ttl=1h"]).unwrap();
+    let issue = |name: &str| {
+        let common = format!("common_name={name}");
+        let answer = authority.command(&["write", "pki/issue/any", &common, "ip_sans=127.0.0.1"]).unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        ["certificate", "private_key", "issuing_ca"].map(|field| {
+            authority.secret(&format!("{name}-{field}"), answer["data"][field].as_str().unwrap()).display().to_string()
+        })
+    };
+    let ([cert, key, ca], [client_cert, client_key, _]) = (issue("localhost"), issue("client"));
+    let port = super::servers::free_port();
+    let bao = Bao::start_on_disk_with(&format!(
+        "listener \"tcp\" {{ address = \"127.0.0.1:{port}\"\n tls_cert_file = \"{cert}\"\n tls_key_file = \"{key}\"\n \
+         tls_client_ca_file = \"{ca}\"\n tls_require_and_verify_client_cert = true }}\n"
+    ))
+    .unwrap();
+    let uri = |more: &str| {
+        let token = bao.secret("root", &bao.root);
+        let address = format!("https://127.0.0.1:{port}&ca={ca}");
+        format!("hashivault://transit/app?address={address}&token_file={}{more}", token.display())
+    };
+    let with = uri(&format!("&client_cert={client_cert}&client_key={client_key}"));
+    open(&with).unwrap().generate(&branch(1)).unwrap();
+    assert_unreachable(open(&uri("")), "no certificate");
+    assert!(
+        config_error(&uri(&format!("&client_cert={client_cert}&client_key={client_cert}"))).contains("no private key")
+    );
+    assert!(config_error(&uri(&format!("&client_cert={client_cert}&client_key={key}"))).contains("client certificate"));
+}
+
+#[test]
 fn the_namespace_decides_which_key() {
     let Some(bao) = Bao::start() else { return };
     bao.must("POST", "sys/namespaces/team", json!({}));
@@ -279,6 +315,92 @@ fn without_address_or_token_the_error_says_what_to_set() {
             assert!(why.contains("VAULT_TOKEN") && why.contains("token_file="), "{why}");
             let why = config_error("hashivault://t/k?address=http://127.0.0.1:1&token_file=$CREDENTIALS_DIRECTORY/t");
             assert!(why.contains("LoadCredential="), "{why}");
+        },
+    );
+}
+
+#[test]
+fn the_token_of_a_login_is_found() {
+    in_own_process(
+        "vault::the_token_of_a_login_is_found",
+        || {
+            let bao = Bao::start()?;
+            bao::write_secret(&bao.dir.path().join(".vault-token"), "root");
+            let home = bao.dir.path().display().to_string();
+            let environment = vec![("VAULT_ADDR".into(), bao.address()), ("HOME".into(), home)];
+            Some((bao, environment))
+        },
+        || drop(open("hashivault://transit/app").unwrap().generate(&branch(1)).unwrap()),
+    );
+}
+
+#[test]
+fn the_environments_token_goes_before_that_of_a_login() {
+    in_own_process(
+        "vault::the_environments_token_goes_before_that_of_a_login",
+        || {
+            let bao = Bao::start()?;
+            bao::write_secret(&bao.dir.path().join(".vault-token"), "root");
+            let environment = vec![
+                ("VAULT_ADDR".into(), bao.address()),
+                ("HOME".into(), bao.dir.path().display().to_string()),
+                ("VAULT_TOKEN".into(), "s.wrong".into()),
+            ];
+            Some((bao, environment))
+        },
+        || assert_refused(open("hashivault://transit/app"), &["permission denied"], "VAULT_TOKEN"),
+    );
+}
+
+/// Everything that any library logs at the most talkative level that can be set.
+#[derive(Default)]
+struct Lines(std::sync::Mutex<String>);
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push_str(&format!("{}: {}\n", record.target(), record.args()));
+    }
+    fn flush(&self) {}
+}
+
+#[test]
+fn no_secret_is_in_any_log_line_or_error() {
+    in_own_process(
+        "vault::no_secret_is_in_any_log_line_or_error",
+        || {
+            let bao = Bao::start()?;
+            let role_id = bao.enable_approle(json!({"token_policies": ["app"], "token_ttl": "2s"}));
+            let secret_id = bao.secret_id();
+            let login =
+                format!("auth=approle&role_id={role_id}&secret_id_file={}", bao.secret("sid", &secret_id).display());
+            let environment = vec![("URI".into(), bao.uri_with("app", &login)), ("SECRET_ID".into(), secret_id)];
+            Some((bao, environment))
+        },
+        || {
+            let lines: &Lines = Box::leak(Box::default());
+            log::set_logger(lines).unwrap();
+            log::set_max_level(log::LevelFilter::Debug);
+            let (uri, secret_id) = (std::env::var("URI").unwrap(), std::env::var("SECRET_ID").unwrap());
+            let cmk = open(&uri).unwrap();
+            let (key, blob) = cmk.generate(&branch(1)).unwrap();
+            cmk.wrap(&key, &branch(1)).unwrap();
+            cmk.unwrap(&blob, &branch(1)).unwrap();
+            std::thread::sleep(std::time::Duration::from_secs(2));
+            let error = cmk.unwrap(&blob, &branch(2)).unwrap_err();
+            let refused = open(&uri.replace("role_id=", "role_id=x")).err().unwrap();
+            let all = format!("{}{error:?}{error}{refused:?}{refused}{uri:?}", lines.0.lock().unwrap());
+            assert!(all.contains("ureq"), "nothing was logged at all");
+            for secret in [secret_id, data_encoding::BASE64.encode(key.expose()), "s.".into()] {
+                // Tokens of this server begin with `s.`; a word with that in it would be one.
+                let found = all.split(|c: char| !(c.is_ascii_graphic())).find(|word| match secret.as_str() {
+                    "s." => word.len() > 20 && word.trim_matches('"').starts_with("s."),
+                    _ => word.contains(&secret),
+                });
+                assert_eq!(found, None);
+            }
         },
     );
 }

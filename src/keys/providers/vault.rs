@@ -130,7 +130,7 @@ impl VaultCmk {
     fn check_by_use(&self, until: Instant) -> Result<(), Failure> {
         let cannot = |failure| match failure {
             Failure::Refused(why) => Failure::Refused(format!(
-                "whether the key is derived cannot be found out; allow read on {}, or update on {} and {}: {why}",
+                "{why}. To see that the key is derived takes read on {}, or update on {} and {}",
                 self.path(Use::Read),
                 self.path(Use::Generate),
                 self.path(Use::Unwrap),

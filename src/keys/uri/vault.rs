@@ -28,6 +28,13 @@ pub struct VaultUri {
     pub key: String,
     /// Becomes part of the key's name, to tell servers apart that have the same mount and key.
     pub label: Option<String>,
+    pub server: Box<VaultServer>,
+    pub auth: VaultAuth,
+}
+
+/// Which server, and how to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VaultServer {
     /// As [`VaultAddress`] reads it; without one the environment decides.
     pub address: Option<String>,
     pub namespace: Option<String>,
@@ -37,7 +44,6 @@ pub struct VaultUri {
     pub tls_server_name: Option<String>,
     /// Certificate chain and private key for servers that ask for one, both PEM.
     pub client_cert: Option<(FilePath, FilePath)>,
-    pub auth: VaultAuth,
 }
 
 /// How to come by a token.
@@ -232,19 +238,21 @@ impl VaultUri {
             mount: mount.into(),
             key: key.into(),
             label: parameters.text("label")?,
-            address: parameters.text("address")?,
-            namespace: parameters.text("namespace")?,
-            ca: parameters.file("ca")?,
-            tls_server_name: parameters.text("tls_server_name")?,
-            client_cert: match (parameters.file("client_cert")?, parameters.file("client_key")?) {
-                (Some(chain), Some(key)) => Some((chain, key)),
-                (None, None) => None,
-                _ => return Err("client_cert= and client_key= go together".into()),
-            },
+            server: Box::new(VaultServer {
+                address: parameters.text("address")?,
+                namespace: parameters.text("namespace")?,
+                ca: parameters.file("ca")?,
+                tls_server_name: parameters.text("tls_server_name")?,
+                client_cert: match (parameters.file("client_cert")?, parameters.file("client_key")?) {
+                    (Some(chain), Some(key)) => Some((chain, key)),
+                    (None, None) => None,
+                    _ => return Err("client_cert= and client_key= go together".into()),
+                },
+            }),
             auth: VaultAuth::parse(&mut parameters)?,
         };
         parameters.end(&uri.auth)?;
-        if let Some(address) = &uri.address {
+        if let Some(address) = &uri.server.address {
             VaultAddress::parse(address)?;
         }
         if let Some(label) = &uri.label
@@ -258,12 +266,15 @@ impl VaultUri {
     /// See `CmkUri::pinned`. An address or namespace that came from the environment is written out: another environment
     /// must not make another key of it.
     pub(super) fn pinned(&self, _key: &KeyRef) -> Self {
-        let address = || from_environment(&ADDRESS_VARIABLES).filter(|text| VaultAddress::parse(text).is_ok());
-        Self {
-            address: self.address.clone().or_else(address),
-            namespace: self.namespace.clone().or_else(|| from_environment(&NAMESPACE_VARIABLES)),
-            ..self.clone()
+        let mut uri = self.clone();
+        let server = &mut uri.server;
+        if server.address.is_none() {
+            server.address = from_environment(&ADDRESS_VARIABLES).filter(|text| VaultAddress::parse(text).is_ok());
         }
+        if server.namespace.is_none() {
+            server.namespace = from_environment(&NAMESPACE_VARIABLES);
+        }
+        uri
     }
 
     /// What headers record: `MOUNT/KEY`, with the label behind it where there is one. No key name has an `@` in it.
@@ -286,12 +297,13 @@ impl fmt::Display for VaultUri {
         let encoded = |text: &Option<String>| text.as_ref().map(|text| encode(text.as_bytes()));
         let file = |file: &Option<FilePath>| file.as_ref().map(FilePath::to_string);
         // Colons need no escape in a query (RFC 3986, section 3.4), and an address is read by people.
-        put("address", encoded(&self.address).map(|text| text.replace("%3A", ":")))?;
-        put("namespace", encoded(&self.namespace))?;
+        let server = &self.server;
+        put("address", encoded(&server.address).map(|text| text.replace("%3A", ":")))?;
+        put("namespace", encoded(&server.namespace))?;
         put("label", encoded(&self.label))?;
-        put("ca", file(&self.ca))?;
-        put("tls_server_name", encoded(&self.tls_server_name))?;
-        if let Some((chain, key)) = &self.client_cert {
+        put("ca", file(&server.ca))?;
+        put("tls_server_name", encoded(&server.tls_server_name))?;
+        if let Some((chain, key)) = &server.client_cert {
             put("client_cert", Some(chain.to_string()))?;
             put("client_key", Some(key.to_string()))?;
         }
@@ -445,7 +457,7 @@ mod tests {
         let uri =
             parse("hashivault://team%20a/kms/transit/app-key.v_2?label=eu&address=https://vault.example:8200").unwrap();
         assert_eq!(uri.key_name(), "team a/kms/transit/app-key.v_2@eu");
-        assert_eq!(uri.address.as_deref(), Some("https://vault.example:8200"));
+        assert_eq!(uri.server.address.as_deref(), Some("https://vault.example:8200"));
         let uri = parse("hashivault://t/k?auth=approle&role_id=r&secret_id_file=$CREDENTIALS_DIRECTORY/sid").unwrap();
         assert_eq!(
             uri.auth,

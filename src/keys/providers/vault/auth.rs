@@ -11,7 +11,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use serde::Deserialize;
 use ureq::http::Method;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::client::{Answer, Client};
 use super::failure::{Failure, words};
@@ -271,14 +271,14 @@ impl Shared {
             };
             return Err(Failure::Refused(format!("{method} login failed (HTTP {}): {said}; {hint}", answer.status)));
         }
-        let Some(auth) = Granted::parse(&answer) else {
+        let Some(mut auth) = Granted::parse(&answer) else {
             return Err(Failure::Unreachable(format!(
                 "{method} login at {}: the answer has no token (a login that asks for a second factor cannot be used)",
                 self.client.address()
             )));
         };
         let lease = Lease::new(auth.lease_duration, auth.renewable, None);
-        Ok((usable(auth.client_token).map_err(Failure::Unreachable)?, lease))
+        Ok((usable(std::mem::take(&mut auth.client_token)).map_err(Failure::Unreachable)?, lease))
     }
 
     /// A token that may not look itself up, or is not valid, has no lease that we know of: its first use decides.
@@ -411,6 +411,12 @@ struct Granted {
     renewable: bool,
 }
 
+impl Drop for Granted {
+    fn drop(&mut self) {
+        self.client_token.zeroize();
+    }
+}
+
 impl Granted {
     fn parse(answer: &Answer) -> Option<Self> {
         #[derive(Deserialize)]
@@ -425,7 +431,10 @@ impl Granted {
 #[derive(Deserialize)]
 struct Lookup {
     /// Seconds; 0 for one that never ends.
+    #[serde(default)]
     ttl: u64,
+    /// Left out for the token of an initialisation.
+    #[serde(default)]
     renewable: bool,
     #[serde(default)]
     policies: Vec<String>,

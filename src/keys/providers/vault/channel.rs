@@ -1,8 +1,8 @@
 //! Connections that carry secrets: TLS with an explicit configuration, and buffers that are wiped as they are used up.
 //! Knows no request.
 //!
-//! Not wiped: what the TLS library holds between decrypting a record and handing it over, and the socket buffers of plain
-//! HTTP (loopback only).
+//! Not wiped: what the TLS library holds between decrypting a record and handing it over, the socket buffers of plain HTTP
+//! (loopback only), and the copy of the token in a request's header.
 
 use std::{
     fmt,

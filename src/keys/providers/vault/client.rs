@@ -70,7 +70,7 @@ pub struct Client {
 impl Client {
     /// Looks at the environment and at certificate files; contacts nobody.
     pub fn new(uri: &VaultUri) -> Result<Self, Failure> {
-        let text = uri.address.clone().or_else(|| from_environment(&ADDRESS_VARIABLES)).ok_or_else(|| {
+        let text = uri.server.address.clone().or_else(|| from_environment(&ADDRESS_VARIABLES)).ok_or_else(|| {
             Failure::Config("no server address: add address=https://HOST:8200 to the URI or set VAULT_ADDR".into())
         })?;
         let address = VaultAddress::parse(&text).map_err(Failure::Config)?;
@@ -78,7 +78,7 @@ impl Client {
         // Agents and proxies may ask for it, against requests that a browser was tricked into.
         headers.insert(HeaderName::from_static("x-vault-request"), HeaderValue::from_static("true"));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(namespace) = uri.namespace.clone().or_else(|| from_environment(&NAMESPACE_VARIABLES)) {
+        if let Some(namespace) = uri.server.namespace.clone().or_else(|| from_environment(&NAMESPACE_VARIABLES)) {
             let value = HeaderValue::from_str(&namespace)
                 .map_err(|_| Failure::Config(format!("namespace {namespace:?} cannot be sent in a header")))?;
             headers.insert(HeaderName::from_static("x-vault-namespace"), value);
@@ -268,7 +268,7 @@ fn tls(uri: &VaultUri) -> Result<ClientConfig, Failure> {
         );
     }
     let mut roots = RootCertStore::empty();
-    let named = match &uri.ca {
+    let named = match &uri.server.ca {
         Some(file) => Some(file.path().map_err(Failure::Config)?),
         None => from_environment(&CA_FILE_VARIABLES).or_else(|| from_environment(&CA_PATH_VARIABLES)).map(Into::into),
     };
@@ -293,7 +293,7 @@ fn tls(uri: &VaultUri) -> Result<ClientConfig, Failure> {
         .with_safe_default_protocol_versions()
         .map_err(|e| Failure::Config(format!("TLS: {e}")))?
         .with_root_certificates(roots);
-    let (chain, key) = match &uri.client_cert {
+    let (chain, key) = match &uri.server.client_cert {
         Some((chain, key)) => (chain.path().map_err(Failure::Config)?, key.path().map_err(Failure::Config)?),
         None => match (from_environment(&CLIENT_CERT_VARIABLES), from_environment(&CLIENT_KEY_VARIABLES)) {
             (Some(chain), Some(key)) => (chain.into(), key.into()),
@@ -322,7 +322,7 @@ fn client_key(path: &Path) -> Result<PrivateKeyDer<'static>, Failure> {
 }
 
 fn server_name(uri: &VaultUri) -> Result<Option<ServerName<'static>>, Failure> {
-    let Some(name) = uri.tls_server_name.clone().or_else(|| from_environment(&SERVER_NAME_VARIABLES)) else {
+    let Some(name) = uri.server.tls_server_name.clone().or_else(|| from_environment(&SERVER_NAME_VARIABLES)) else {
         return Ok(None);
     };
     ServerName::try_from(name.clone())
