@@ -21,6 +21,7 @@ flock util-linux
 mount mount
 tar tar
 cc gcc
+softhsm2-util softhsm2
 END
 [[ -e /usr/include/stdio.h ]] || packages+=(libc6-dev)
 if ((${#packages[@]})); then
