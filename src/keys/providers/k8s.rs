@@ -71,11 +71,8 @@ impl CmkProvider for K8sCmk {
 
     fn wrap(&self, key: &Secret32, context: &EncryptionContext) -> Result<Vec<u8>, KeyError> {
         let material = Secret32::random();
-        let answer = self.plugin.encrypt(&material, self.until()).map_err(|trouble| trouble.of(&self.name()))?;
-        let seed = Seed::from_answer(answer).map_err(|why| KeyError::Unreachable {
-            key: self.name(),
-            reason: format!("{why}; is it a KMS v2 plugin?"),
-        })?;
+        let answer = self.plugin.encrypt(&material, self.until());
+        let seed = answer.and_then(Seed::from_answer).map_err(|trouble| trouble.of(&self.name()))?;
         Ok(blob::seal(&seed, &material, key, context))
     }
 

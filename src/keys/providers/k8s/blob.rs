@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::messages::EncryptResponse;
+use super::{messages::EncryptResponse, plugin::Trouble};
 use crate::crypto::{
     AuthError,
     kdf::Prk,
@@ -29,22 +29,23 @@ pub struct Seed {
 }
 
 impl Seed {
-    /// The error says what the plugin's answer lacks.
-    pub fn from_answer(answer: EncryptResponse) -> Result<Self, String> {
+    pub fn from_answer(answer: EncryptResponse) -> Result<Self, Trouble> {
         let EncryptResponse { ciphertext, key_id, annotations } = answer;
-        let part = |what: &str, len: usize| match len {
-            1..=PART_MAX => Ok(()),
-            0 => Err(format!("the plugin answered without {what}")),
-            len => Err(format!("the plugin answered {len} bytes of {what}, and the protocol allows {PART_MAX}")),
-        };
-        part("ciphertext", ciphertext.len())?;
-        part("key_id", key_id.len())?;
+        for (what, len) in [("ciphertext", ciphertext.len()), ("key_id", key_id.len())] {
+            if !(1..=PART_MAX).contains(&len) {
+                return Err(Trouble::Unreachable(format!(
+                    "the plugin answered {len} bytes of {what}, where KMS v2 has 1 to {PART_MAX}"
+                )));
+            }
+        }
+        let annotated: usize = annotations.iter().map(|(name, value)| 4 + name.len() + value.len()).sum();
         let seed = Self { ciphertext, key_id, annotations };
-        let len = seed.encode().len() + WRAPPED_LEN;
+        let len = 7 + seed.ciphertext.len() + seed.key_id.len() + annotated + WRAPPED_LEN;
         if len > BLOB_MAX {
-            return Err(format!(
-                "with the plugin's annotations a wrapped key takes {len} bytes, and a header has room for {BLOB_MAX}"
-            ));
+            return Err(Trouble::Config(format!(
+                "with {annotated} bytes of the plugin's annotations a wrapped key takes {len} bytes, and a file's header has \
+                 room for {BLOB_MAX}: this plugin cannot be used"
+            )));
         }
         Ok(seed)
     }
@@ -172,14 +173,16 @@ mod tests {
             change(&mut answer);
             Seed::from_answer(answer)
         };
-        assert!(with(&|a| a.ciphertext.clear()).unwrap_err().contains("without ciphertext"));
-        assert!(with(&|a| a.ciphertext = vec![0; PART_MAX + 1]).unwrap_err().contains("1025 bytes"));
-        assert!(with(&|a| a.key_id.clear()).unwrap_err().contains("without key_id"));
-        assert!(with(&|a| a.key_id = "x".repeat(PART_MAX + 1)).unwrap_err().contains("1025 bytes"));
+        let garbage = |answer| matches!(answer, Err(Trouble::Unreachable(text)) if text.contains("1 to 1024"));
+        assert!(garbage(with(&|a| a.ciphertext.clear())));
+        assert!(garbage(with(&|a| a.ciphertext = vec![0; PART_MAX + 1])));
+        assert!(garbage(with(&|a| a.key_id.clear())));
+        assert!(garbage(with(&|a| a.key_id = "x".repeat(PART_MAX + 1))));
         let full = |len| with(&move |a| drop(a.annotations.insert("c.example".into(), vec![0; len])));
         let room = BLOB_MAX - full(0).unwrap().encode().len() - WRAPPED_LEN;
-        full(room).unwrap();
-        assert!(full(room + 1).unwrap_err().contains("6145 bytes"));
-        assert!(full(70_000).unwrap_err().contains("annotations"));
+        assert_eq!(full(room).unwrap().encode().len() + WRAPPED_LEN, BLOB_MAX);
+        for len in [room + 1, 70_000] {
+            assert!(matches!(full(len), Err(Trouble::Config(text)) if text.contains("annotations")));
+        }
     }
 }

@@ -93,10 +93,11 @@ impl Plugin {
         self.call("Encrypt", EncryptRequest { plaintext: plaintext.expose().to_vec(), uid: uid() }, until)
     }
 
-    /// An unclear error is cleared up: where the plugin is well and opens what it has just made, the ciphertext was not its own.
+    /// An unclear error is cleared up: where the plugin is well and opens what it has just made but again not this, the
+    /// ciphertext is not its own.
     pub fn decrypt(&self, request: DecryptRequest, until: Instant) -> Result<DecryptResponse, Trouble> {
         let asked = request.key_id.clone();
-        let why = match self.call("Decrypt", request, until) {
+        let why = match self.call("Decrypt", request.clone(), until) {
             Err(Trouble::Unclear(why)) => why,
             other => return other,
         };
@@ -109,8 +110,10 @@ impl Plugin {
                 return Err(Trouble::Unreachable(add(reason)));
             }
         };
-        if asked == current {
-            return Err(Trouble::NotOurs(why));
+        match self.call("Decrypt", request, until) {
+            Err(Trouble::Unclear(_)) if asked == current => return Err(Trouble::NotOurs(why)),
+            Err(Trouble::Unclear(_)) => {}
+            other => return other,
         }
         Err(Trouble::NotOurs(add(format!(
             "it was made under key_id {}, the plugin uses {} now",

@@ -150,25 +150,17 @@ impl TokenKey {
     }
 
     pub fn open(&mut self, iv: &[u8; IV_LEN], aad: &[u8], sealed: &[u8]) -> Result<Secret32, Failure> {
-        let outcome = self.with_key(|session, handle| {
-            let mut iv = *iv;
-            let parameters = GcmParams::new(&mut iv, aad, TAG_BITS.into())?;
-            match session.decrypt(&Mechanism::AesGcm(parameters), handle, sealed) {
-                Ok(plain) => Ok(Ok(Zeroizing::new(plain))),
-                Err(e) if is_bad_ciphertext(&e) || may_be_bad_ciphertext(&e) => Ok(Err(e)),
-                Err(e) => Err(e),
+        let plain = match self.decrypt(iv, aad, sealed)? {
+            Err(e) if may_be_bad_ciphertext(&e) => {
+                if !self.still_works() {
+                    self.close();
+                    return Err(e.into());
+                }
+                self.decrypt(iv, aad, sealed)?
             }
-        })?;
-        let plain = match outcome {
-            Ok(plain) => plain,
-            Err(e) if is_bad_ciphertext(&e) || self.still_works() => {
-                return Err(Failure::BadBlob(format!("{}: altered, or made for something else", describe(&e))));
-            }
-            Err(e) => {
-                self.close();
-                return Err(e.into());
-            }
-        };
+            outcome => outcome,
+        }
+        .map_err(|e| Failure::BadBlob(format!("{}: altered, or made for something else", describe(&e))))?;
         Secret32::written_by(|out| match plain.len() {
             32 => {
                 out.copy_from_slice(&plain);
@@ -178,16 +170,24 @@ impl TokenKey {
         })
     }
 
-    /// Whether the key opens what it has just sealed: then a blob it does not open is not its own.
+    /// The inner error may be the ciphertext's own.
+    fn decrypt(&mut self, iv: &[u8; IV_LEN], aad: &[u8], sealed: &[u8]) -> Result<Answer<Zeroizing<Vec<u8>>>, Failure> {
+        self.with_key(|session, handle| {
+            let mut iv = *iv;
+            let parameters = GcmParams::new(&mut iv, aad, TAG_BITS.into())?;
+            match session.decrypt(&Mechanism::AesGcm(parameters), handle, sealed) {
+                Ok(plain) => Ok(Ok(Zeroizing::new(plain))),
+                Err(e) if is_bad_ciphertext(&e) || may_be_bad_ciphertext(&e) => Ok(Err(e)),
+                Err(e) => Err(e),
+            }
+        })
+    }
+
+    /// Whether the key opens what it has just sealed: then a blob that it fails to open twice is not its own.
     fn still_works(&mut self) -> bool {
         let probe = Secret32::random();
         let Ok((iv, sealed)) = self.seal(b"", &probe) else { return false };
-        let opened = self.with_key(|session, handle| {
-            let mut iv = iv;
-            let parameters = GcmParams::new(&mut iv, b"", TAG_BITS.into())?;
-            session.decrypt(&Mechanism::AesGcm(parameters), handle, &sealed).map(Zeroizing::new)
-        });
-        opened.is_ok_and(|plain| plain.as_slice() == probe.expose())
+        matches!(self.decrypt(&iv, b"", &sealed), Ok(Ok(plain)) if plain.as_slice() == probe.expose())
     }
 
     /// One operation, on a new session once where the old one turns out to be lost.
