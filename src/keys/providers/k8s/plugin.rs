@@ -95,7 +95,7 @@ impl Plugin {
 
     /// An unclear error is cleared up: where the plugin is well and opens what it has just made but again not this, the
     /// ciphertext is not its own.
-    pub fn decrypt(&self, request: DecryptRequest, until: Instant) -> Result<DecryptResponse, Trouble> {
+    pub fn decrypt(&self, mut request: DecryptRequest, until: Instant) -> Result<DecryptResponse, Trouble> {
         let asked = request.key_id.clone();
         let why = match self.call("Decrypt", request.clone(), until) {
             Err(Trouble::Unclear(why)) => why,
@@ -110,6 +110,7 @@ impl Plugin {
                 return Err(Trouble::Unreachable(add(reason)));
             }
         };
+        request.uid = uid();
         match self.call("Decrypt", request, until) {
             Err(Trouble::Unclear(_)) if asked == current => return Err(Trouble::NotOurs(why)),
             Err(Trouble::Unclear(_)) => {}
