@@ -23,6 +23,7 @@ gcore gdb
 mount mount
 tar tar
 cc gcc
+softhsm2-util softhsm2
 END
 [[ -e /usr/include/stdio.h ]] || packages+=(libc6-dev)
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
