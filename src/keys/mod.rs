@@ -14,6 +14,7 @@ pub mod passphrase;
 mod protected;
 pub mod providers;
 mod slots;
+mod terminal;
 pub mod uri;
 pub mod volume;
 
