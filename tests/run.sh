@@ -19,6 +19,7 @@ mkfs.ext4 e2fsprogs
 sqlite3 sqlite3
 flock util-linux
 setpriv util-linux
+script bsdutils
 gcore gdb
 mount mount
 tar tar

@@ -39,8 +39,8 @@ impl Secret32 {
     }
 }
 
-/// Stack that one derivation, MAC or key schedule may use, in bytes.
-const STACK: usize = 16 * 1024;
+/// Stack that one derivation, MAC or key schedule may use, in bytes: twice what the deepest needs (names, unoptimised).
+const STACK: usize = 12 * 1024;
 
 /// Runs `work` and then overwrites the stack it has used: MACs and key schedules leave copies of their keys there. What it
 /// returns should be a secret's handle, not its bytes.

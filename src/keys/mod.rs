@@ -18,6 +18,7 @@ mod protected;
 pub mod providers;
 mod slots;
 mod standing;
+mod terminal;
 pub mod uri;
 pub mod volume;
 pub mod wanted;

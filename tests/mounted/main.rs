@@ -18,6 +18,7 @@ mod recovery;
 mod rename;
 mod secrecy;
 mod secrecy_keys;
+mod secrecy_logs;
 mod secrecy_memory;
 mod secrecy_search;
 mod single_user;

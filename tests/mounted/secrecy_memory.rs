@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use envelopefs::crypto::{aead::AeadKey, file_keys::FileKeys, secret::Secret32};
 use envelopefs::sys::locked;
 
-use super::secrecy_keys::Sealed;
+use super::secrecy_keys::{PASSPHRASE, Sealed};
 use super::secrecy_search::{Memory, Needles, mappings};
 use super::{content, xattr_acl};
 use crate::common::*;
@@ -312,4 +312,47 @@ fn the_daemons_key_memory_is_locked() {
     if hidden_memory() {
         assert!(mappings(pid).iter().any(|m| m.name.contains("secretmem") && m.undumped && m.permissions == "rw-s"));
     }
+}
+
+/// A passphrase that is typed: not shown, and not left behind in the daemon that asked for it.
+#[test]
+fn a_typed_passphrase_leaves_nothing_behind() {
+    needs!(have_mount, have_root);
+    let sealed = Sealed::new(true);
+    let volume = &sealed.volume;
+    let shell = |path: &Path| path.display().to_string();
+    let mount = format!("{} mount {} {}", shell(&binary()), shell(&volume.cipher), shell(&volume.mountpoint));
+    // script(1) gives the command a terminal of its own and types what it reads.
+    let mut typing = Command::new("script")
+        .args(["-qec", &mount, "/dev/null"])
+        .env("ENVELOPEFS_CONFIG_DIR", &volume.config)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut keyboard = typing.stdin.take().unwrap();
+    let mut shown = Vec::new();
+    let mut screen = typing.stdout.take().unwrap();
+    while !shown.ends_with(b": ") {
+        let mut byte = [0];
+        assert_eq!(screen.read(&mut byte).unwrap(), 1, "no prompt: {}", String::from_utf8_lossy(&shown));
+        shown.push(byte[0]);
+    }
+    // Wrong first, then mistyped and corrected.
+    keyboard.write_all(format!("Basilisk-7733 wrong\r{PASSPHRASE}x\x7f\r").as_bytes()).unwrap();
+    screen.read_to_end(&mut shown).unwrap();
+    assert!(typing.wait().unwrap().success(), "{}", String::from_utf8_lossy(&shown));
+    let mut needles = Needles::default();
+    sealed.volume_secrets(&mut needles);
+    needles.add("wrong passphrase", b"Basilisk-7733 wrong");
+    // Its beginning is enough: pieces count.
+    needles.add("a piece", &PASSPHRASE.as_bytes()[..14]);
+    let found = needles.within(&shown);
+    assert!(found.is_empty(), "on the screen: {found:#?}");
+    let pid = xattr_acl::get(&volume.mountpoint, "user.envelopefs.pid").unwrap();
+    let pid: u32 = String::from_utf8(pid).unwrap().trim().parse().unwrap();
+    let memory = needles.within_process(pid);
+    volume.umount();
+    assert_kept(&memory, hidden_memory());
+    assert!(memory.found.keys().all(|what| !what.contains("pass") && !what.contains("piece")), "{:#?}", memory.found);
 }
