@@ -6,6 +6,7 @@
 
 mod commit;
 mod edges;
+mod group;
 mod pages;
 mod ranges;
 mod read;
@@ -26,6 +27,7 @@ use crate::format::small::XattrCodec;
 use crate::keys::{KeyError, keyring::Keyring};
 use crate::store::BackingFile;
 use edges::Edges;
+pub use group::{DirectoryGroup, Inherited};
 use ranges::BlockRanges;
 use state::{State, Writer};
 
@@ -106,6 +108,8 @@ pub struct EncryptedFile<F: BackingFile> {
     /// The current version of the last block carries the `valid_len` of the current size.
     last_says_size: AtomicBool,
     keep_header: AtomicBool,
+    /// What the first header will hang on.
+    group: Arc<Inherited>,
 }
 
 /// The plaintext size that the backing file alone tells, without keys: what `stat` and `lookup` show.
@@ -147,7 +151,20 @@ impl<F: BackingFile> EncryptedFile<F> {
             uncommitted: AtomicBool::new(false),
             last_says_size: AtomicBool::new(false),
             keep_header: AtomicBool::new(false),
+            group: Arc::default(),
         }
+    }
+
+    /// With another group than the volume's own CMKs for the first header.
+    pub fn inheriting(mut self, group: Arc<Inherited>) -> Self {
+        self.group = group;
+        self
+    }
+
+    /// Whether the next data needs new keys. For a file that has been authenticated.
+    pub fn lacks_keys(&self) -> bool {
+        let st = self.state.read();
+        st.loaded && st.open.is_none()
     }
 
     /// Replaces a read-only backing descriptor by a read-write one for the same inode.

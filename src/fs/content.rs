@@ -52,7 +52,8 @@ impl<S: Store> Fs<S> {
             None => {
                 let size = node.size().ok_or(FsError::Errno(libc::ESTALE))?;
                 let backing = self.open_backing(node, access)?;
-                Arc::new(EncryptedFile::new(self.config.files.clone(), backing, write, size))
+                let file = EncryptedFile::new(self.config.files.clone(), backing, write, size);
+                Arc::new(file.inheriting(node.group.clone()))
             }
         };
         self.dirty.set_lingering(node, false);
@@ -107,7 +108,10 @@ impl<S: Store> Fs<S> {
                 false => Ok(()),
             })
         } else {
-            content.authenticate().map_err(|e| self.noted(&node, e))
+            content.authenticate().map_err(|e| self.noted(&node, e)).and_then(|()| match mode.write {
+                true if content.lacks_keys() => self.keys_for_new_files(&node),
+                _ => Ok(()),
+            })
         };
         if ready.is_err() {
             self.let_go(&node);

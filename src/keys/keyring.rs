@@ -179,6 +179,11 @@ impl Keyring {
         }
     }
 
+    /// `NoCmk` where this mount was not given every CMK of a group.
+    pub fn knows(&self, group: &KeyGroup) -> Result<(), KeyError> {
+        self.members(group).map(drop)
+    }
+
     /// Fresh identity and keys for a file in a directory of `group`; no provider call while the current branch lasts.
     pub fn create(&self, group: &KeyGroup) -> Result<NewFileKeys, KeyError> {
         let members = self.members(group)?;
