@@ -15,9 +15,9 @@ use rustix::fs::{Mode, OFlags};
 use super::cipher_dir::CipherDir;
 use super::kernel::{self, KernelMount};
 use super::trust::Unlocked;
+use super::volume_file::VolumeFile;
 use super::{Access, MountError, OpenVolume, open_fs};
 use crate::config::MountOptions;
-use crate::format::volume::{BranchRecord, VolumeConfig, VolumeKeys};
 use crate::fs::Fs;
 use crate::fuse::session::{self, Loops};
 use crate::fuse::{Behaviour, FOREVER};
@@ -104,8 +104,8 @@ pub fn start(
     let OpenVolume { fs, files, config, keys } = open_fs(&dir, unlocked, access)?;
     let dir = Arc::new(dir);
     if !options.read_only {
-        let hook = persist_branches(dir.clone(), config, keys).map_err(|e| MountError::Other(e.to_string()))?;
-        files.keyring.on_new_branch(hook);
+        let volume_file = VolumeFile::start(dir.clone(), config, keys).map_err(|e| MountError::Other(e.to_string()))?;
+        files.keyring.on_new_branch(Box::new(move |group, branch| volume_file.put_branch(group, branch)));
     }
 
     let behaviour = Behaviour {
@@ -292,30 +292,6 @@ fn await_answer(mountpoint: &Path) -> Result<(u32, u32), MountError> {
         Ok(_) => Err(failed("another mount is in its place".into())),
         Err(e) => Err(failed(e.to_string())),
     }
-}
-
-type BranchHook = Box<dyn Fn(&BranchRecord) + Send + Sync>;
-
-/// Writes every new branch into the volume file before files depend on it. In a thread of its own: an event loop may act
-/// with a user's identity at that moment, and the file would become his.
-fn persist_branches(dir: Arc<CipherDir>, mut config: VolumeConfig, keys: VolumeKeys) -> io::Result<BranchHook> {
-    let (queue, branches) = mpsc::channel::<(BranchRecord, mpsc::SyncSender<()>)>();
-    thread::Builder::new().name("volume-file".into()).spawn(move || {
-        while let Ok((branch, written)) = branches.recv() {
-            config.branch = Some(branch);
-            if let Err(e) = dir.write_volume(&config, &keys) {
-                // Files carry their whole chain of keys; only the next mount will start a branch of its own.
-                log::error!("code=volume-file the new branch key could not be written to the volume file: {e}");
-            }
-            let _ = written.send(());
-        }
-    })?;
-    Ok(Box::new(move |branch| {
-        let (written, done) = mpsc::sync_channel(1);
-        if queue.send((branch.clone(), written)).is_ok() {
-            let _ = done.recv();
-        }
-    }))
 }
 
 /// The thread that commits in the background.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use data_encoding::HEXLOWER;
 
 use super::cipher_dir::CipherDir;
-use super::{MountError, printable};
+use super::{MountError, directory_trust, printable};
 use crate::format::volume::{UnverifiedVolume, VolumeConfig, VolumeKeys};
 use crate::keys::guard::{Guard, OutagePolicy};
 use crate::keys::known_volumes::{KnownVolume, KnownVolumes};
@@ -36,6 +36,8 @@ pub struct Unlocked {
     pub config: VolumeConfig,
     pub keys: VolumeKeys,
     pub cmks: Vec<Arc<Guard>>,
+    /// Those of directories that this host trusts and the volume does not hang on itself.
+    pub directory_cmks: Vec<Arc<Guard>>,
 }
 
 /// CMK URIs from text; a relative path becomes absolute.
@@ -50,20 +52,21 @@ pub fn pinned_uris(uris: &[CmkUri], cmks: &[Arc<Guard>]) -> Vec<String> {
 
 /// Opens the CMKs that are to be trusted, unwraps the volume key, checks record and MAC.
 pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) -> Result<Unlocked, MountError> {
+    let claims = volume.claims();
+    let (named, named_for_directories) = directory_trust::split_named(request.cmks, claims);
     let records = match KnownVolumes::default_location() {
         Ok(records) => Some(records),
         // Without a place for records there are none; named CMKs work all the same.
-        Err(e) if request.cmks.is_empty() => return Err(e.into()),
+        Err(e) if named.is_empty() => return Err(e.into()),
         Err(_) => None,
     };
-    let claims = volume.claims();
     let volume_id = claims.volume_id;
     let record = match &records {
         Some(records) => records.find(&volume_id)?,
         None => None,
     };
-    let texts = if !request.cmks.is_empty() {
-        request.cmks
+    let texts = if !named.is_empty() {
+        &named
     } else if let Some(record) = &record {
         &record.cmks
     } else if request.trust_first_use {
@@ -75,9 +78,9 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
     if uris.is_empty() {
         return Err(MountError::Volume(format!("{}: no CMK is named for this volume", dir.path().display())));
     }
-    let (uris, cmks) = open_cmks(uris, request)?;
+    let (mut uris, mut cmks) = open_cmks(uris, request)?;
     if let Some(record) = &record
-        && request.cmks.is_empty()
+        && named.is_empty()
         && !cmks.iter().any(|cmk| wraps_volume_key(claims, cmk))
     {
         return Err(MountError::Volume(format!(
@@ -89,10 +92,24 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
         )));
     }
     let (config, keys) = keys::volume::unlock(volume, &cmks, record.as_ref().map(|r| &r.commitment))?;
+    let (mut directory_cmks, opened_for_directories) = directory_trust::split_opened(&mut cmks, &mut uris, &config);
+    let mut trusted = match &record {
+        Some(record) => record.directory_cmks.clone(),
+        // The volume is authentic by now.
+        None if request.trust_first_use => config.directory_cmks.iter().map(|cmk| cmk.uri.clone()).collect(),
+        None => Vec::new(),
+    };
+    trusted.extend(named_for_directories);
+    trusted.extend(pinned_uris(&opened_for_directories, &directory_cmks));
+    let own: Vec<_> = cmks.iter().chain(&directory_cmks).cloned().collect();
+    directory_cmks.extend(directory_trust::open(&config, &trusted, &own, request));
+    let given: Vec<_> = cmks.iter().chain(&directory_cmks).cloned().collect();
+    directory_trust::report_missing(dir, &config, &given);
     if let (Some(records), true, true) = (&records, request.record, record.is_none()) {
         let known = KnownVolume {
             volume_id,
             cmks: pinned_uris(&uris, &cmks),
+            directory_cmks: trusted,
             commitment: keys.commitment,
             path: dir.path().display().to_string(),
         };
@@ -100,7 +117,7 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
             log::warn!("the volume could not be recorded as known: {e}");
         }
     }
-    Ok(Unlocked { config, keys, cmks })
+    Ok(Unlocked { config, keys, cmks, directory_cmks })
 }
 
 type Opened = (Vec<CmkUri>, Vec<Arc<Guard>>);
@@ -150,7 +167,8 @@ fn wrapping_keys(claims: &VolumeConfig) -> String {
 fn unknown_volume(dir: &CipherDir, claims: &VolumeConfig, command: (&str, &str)) -> String {
     let (before, after) = command;
     // What the volume says is not verified yet: it must drive neither the terminal nor the shell.
-    let cmks: Vec<String> = claims.cmks.iter().map(|uri| printable(uri.as_bytes())).collect();
+    let uris = claims.cmks.iter().chain(claims.directory_cmks.iter().map(|cmk| &cmk.uri));
+    let cmks: Vec<String> = uris.map(|uri| printable(uri.as_bytes())).collect();
     let named: String = cmks.iter().map(|uri| format!(" --cmk '{}'", uri.replace('\'', r"'\''"))).collect();
     format!(
         "{}: this host has no record of volume {}, so it does not say which CMKs to trust. The volume itself names: {}. \

@@ -8,6 +8,7 @@ use super::{CmkProvider, KeyError};
 
 #[cfg(feature = "aws")]
 pub mod aws;
+pub mod deferred;
 #[cfg(feature = "k8s")]
 pub mod k8s;
 pub mod keyfile;
