@@ -31,7 +31,7 @@ impl Keygen {
         let info = keyfile::create(&self.keyfile, &self.description, passphrase.as_ref())?;
         let path = std::path::absolute(&self.keyfile).unwrap_or(self.keyfile);
         say(format_args!("Made CMK {} in {}.", info.key.key, path.display()));
-        say(format_args!("Its URI: {}", CmkUri::Keyfile(KeyfileUri { path, key: None })));
+        say(format_args!("Its URI: {}", CmkUri::from(KeyfileUri { path, key: None })));
         say("Back it up now, apart from the data: without it, everything encrypted under it is lost.");
         Ok(())
     }

@@ -74,7 +74,7 @@ pub fn open(
         );
         let uris = trust::parse_uris(&named.cmks)?;
         let cmks = open_cmks(&uris, &mut Opening::new(&passphrase, KMS_DEADLINE))?;
-        let cmks = Guard::all(cmks, OutagePolicy::default());
+        let cmks = Guard::all(&uris, cmks, OutagePolicy::default());
         return Ok(Opened::Raw(RawTree::open(dir, cmks)?));
     };
     let unlocked = trust::unlock(

@@ -19,6 +19,7 @@ use super::{
     CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef,
     providers::KMS_DEADLINE,
     standing::{Answer, Change, Health, Reason, Standing},
+    uri::CmkUri,
 };
 use crate::crypto::{random, secret::Secret32};
 
@@ -180,6 +181,7 @@ type Operation<T> = Arc<dyn Fn(&dyn CmkProvider) -> Result<T, KeyError> + Send +
 pub struct Guard {
     provider: Arc<dyn CmkProvider>,
     policy: OutagePolicy,
+    optional: bool,
     standing: Mutex<Standing>,
     record: Mutex<Record>,
     known: Mutex<Option<Known>>,
@@ -189,7 +191,12 @@ pub struct Guard {
 
 impl Guard {
     pub fn new(provider: Arc<dyn CmkProvider>, policy: OutagePolicy) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::around(provider, policy, false))
+    }
+
+    fn around(provider: Arc<dyn CmkProvider>, policy: OutagePolicy, optional: bool) -> Self {
+        Self {
+            optional,
             standing: Mutex::new(Standing::new(Instant::now(), &policy)),
             provider,
             policy,
@@ -197,12 +204,18 @@ impl Guard {
             known: Mutex::default(),
             bell: Mutex::default(),
             under_way: Arc::default(),
-        })
+        }
     }
 
-    /// One around each.
-    pub fn all(providers: Vec<Arc<dyn CmkProvider>>, policy: OutagePolicy) -> Vec<Arc<Self>> {
-        providers.into_iter().map(|provider| Self::new(provider, policy)).collect()
+    /// One around each of the CMKs that were opened by these URIs.
+    pub fn all(uris: &[CmkUri], providers: Vec<Arc<dyn CmkProvider>>, policy: OutagePolicy) -> Vec<Arc<Self>> {
+        let around = |(uri, provider): (&CmkUri, _)| Arc::new(Self::around(provider, policy, uri.optional));
+        uris.iter().zip(providers).map(around).collect()
+    }
+
+    /// Keys may be made without this CMK where it cannot be had.
+    pub fn is_optional(&self) -> bool {
+        self.optional
     }
 
     pub fn key_ref(&self) -> &KeyRef {

@@ -467,7 +467,8 @@ impl Keyring {
 /// The source of a key that the first of these CMKs made.
 fn made_by(members: &Members) -> Arc<KeySource> {
     let primary = members.iter().map(|(at, _)| *at).min().unwrap_or(0);
-    KeySource::new(members.first().map_or(primary, |(at, _)| *at), primary)
+    let maker = members.iter().find(|(_, cmk)| !cmk.is_optional()).or(members.first());
+    KeySource::new(maker.map_or(primary, |(at, _)| *at), primary)
 }
 
 fn all_local(members: &Members) -> bool {

@@ -52,6 +52,11 @@ impl TestCmk {
         Self { remote: true, ..Self::new(name) }
     }
 
+    /// A remote one whose calls take that long.
+    pub fn far(name: &str, pause: std::time::Duration) -> Self {
+        Self { pause, ..Self::remote(name) }
+    }
+
     /// generate, wrap and unwrap calls so far.
     pub fn calls(&self) -> (usize, usize, usize) {
         let count = |n: &AtomicUsize| n.load(Ordering::SeqCst);

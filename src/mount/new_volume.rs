@@ -55,7 +55,7 @@ pub fn make(path: &Path, plan: &Plan<'_>) -> Result<Made, MountError> {
 fn fill(dir: &CipherDir, made_dir: bool, plan: &Plan<'_>) -> Result<Made, MountError> {
     let (uris, new_keyfile) = cmk_uris(plan)?;
     let cmks = open_cmks(&uris, &mut Opening::new(plan.passphrase, KMS_DEADLINE))?;
-    let cmks = Guard::all(cmks, OutagePolicy::default());
+    let cmks = Guard::all(&uris, cmks, OutagePolicy::default());
     let new = NewVolume {
         plaintext_names: plan.plaintext_names,
         header_pages: plan.header_pages,
@@ -101,5 +101,5 @@ fn cmk_uris(plan: &Plan<'_>) -> Result<(Vec<CmkUri>, Option<PathBuf>), MountErro
         }
         Err(source) => return Err(KeyError::Io { path: path.display().to_string(), source }.into()),
     };
-    Ok((vec![CmkUri::Keyfile(KeyfileUri { path, key: None })], made))
+    Ok((vec![CmkUri::from(KeyfileUri { path, key: None })], made))
 }

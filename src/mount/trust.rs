@@ -125,7 +125,10 @@ type Opened = (Vec<CmkUri>, Vec<Arc<Guard>>);
 fn open_cmks(uris: Vec<CmkUri>, request: &Request<'_>) -> Result<Opened, MountError> {
     let mut opening = Opening::new(request.passphrase, request.outage.deadline);
     let error = match providers::open_cmks(&uris, &mut opening) {
-        Ok(cmks) => return Ok((uris, Guard::all(cmks, request.outage))),
+        Ok(cmks) => {
+            let guards = Guard::all(&uris, cmks, request.outage);
+            return Ok((uris, guards));
+        }
         Err(e) => e,
     };
     if uris.len() == 1 {
@@ -143,8 +146,8 @@ fn open_cmks(uris: Vec<CmkUri>, request: &Request<'_>) -> Result<Opened, MountEr
     for uri in uris {
         match providers::open_cmk(&uri, &mut opening) {
             Ok(cmk) => {
+                opened.1.extend(Guard::all(std::slice::from_ref(&uri), vec![cmk], request.outage));
                 opened.0.push(uri);
-                opened.1.push(Guard::new(cmk, request.outage));
             }
             Err(e) => log::warn!("going on without CMK {uri}: {e}"),
         }

@@ -2,6 +2,7 @@
 //! loopback. A server that is not installed is a loud skip; with ENVELOPEFS_TEST_REQUIRE_SERVERS=1 it is a failure.
 
 mod contract;
+mod fault;
 mod servers;
 
 #[cfg(feature = "aws")]

@@ -1,5 +1,6 @@
 //! Real servers under test: found or skipped, started on a free loopback port, stopped with the test. Knows no protocol.
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -65,4 +66,79 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// One HTTP/1.1 request to a server on this host: `request` is method and target, `headers` further lines that each end in
+/// CR LF. Status and body, or why it was no HTTP answer within 30 s.
+pub fn http(port: u16, request: &str, headers: &str, body: &[u8]) -> Result<(u16, Vec<u8>), String> {
+    let run = || -> std::io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        write!(
+            stream,
+            "{request} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+            body.len()
+        )?;
+        stream.write_all(body)?;
+        let mut answer = Vec::new();
+        let mut chunk = [0; 4096];
+        // By the length that the server told: some keep the connection open all the same.
+        while whole_length(&answer).is_none_or(|length| answer.len() < length) {
+            match stream.read(&mut chunk)? {
+                0 => break,
+                count => answer.extend_from_slice(&chunk[..count]),
+            }
+        }
+        Ok(answer)
+    };
+    let answer = run().map_err(|e| format!("{request}: {e}"))?;
+    let start = head_length(&answer).ok_or_else(|| format!("{request}: no HTTP head in {} bytes", answer.len()))?;
+    let status = std::str::from_utf8(&answer[..start])
+        .ok()
+        .and_then(|head| head.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok())
+        .ok_or_else(|| format!("{request}: no HTTP status"))?;
+    Ok((status, answer[start..].to_vec()))
+}
+
+fn head_length(answer: &[u8]) -> Option<usize> {
+    answer.windows(4).position(|w| w == b"\r\n\r\n").map(|at| at + 4)
+}
+
+fn whole_length(answer: &[u8]) -> Option<usize> {
+    let start = head_length(answer)?;
+    let head = String::from_utf8_lossy(&answer[..start]).to_ascii_lowercase();
+    let length: usize = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok())?;
+    Some(start + length)
+}
+
+/// Marks the second process of `in_own_process`.
+const CHILD: &str = "ENVELOPEFS_TEST_CHILD";
+
+/// Runs `body` in a process of its own whose environment is what `prepare` returns (and PATH), because libraries read their
+/// settings there and a test may not change its own. `test` is the full name of the calling test. What `prepare` returns
+/// first lives as long as that process; `None` is a skip, which `prepare` has announced.
+pub fn in_own_process<G>(
+    test: &str,
+    prepare: impl FnOnce() -> Option<(G, Vec<(String, String)>)>,
+    body: impl FnOnce(),
+) {
+    if std::env::var_os(CHILD).is_some() {
+        return body();
+    }
+    let Some((guards, environment)) = prepare() else { return };
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("RUST_BACKTRACE", "1")
+        .envs(environment)
+        .env(CHILD, "1")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    drop(guards);
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{test}: {}\n{text}", output.status);
+    assert!(text.contains("1 passed"), "{test} is not the name of a test\n{text}");
+    eprintln!("{text}");
 }

@@ -246,8 +246,9 @@ impl Keyring {
             Ok(age) => age >= self.policy.branch_max_age,
             Err(_) => age < -CLOCK_SLACK,
         };
-        let lacks =
-            |(_, cmk): &(usize, Arc<Guard>)| !record.slots.iter().any(|slot| slots::belongs(slot, cmk.key_ref()));
+        let lacks = |(_, cmk): &(usize, Arc<Guard>)| {
+            !cmk.is_optional() && !record.slots.iter().any(|slot| slots::belongs(slot, cmk.key_ref()))
+        };
         too_old || files >= self.policy.branch_max_files || members.iter().any(lacks)
     }
 

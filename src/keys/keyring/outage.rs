@@ -122,3 +122,6 @@ impl Keyring {
         KeyringStatus { cmks: cmks.iter().map(|cmk| cmk.status()).collect(), cached_keys }
     }
 }
+
+#[cfg(test)]
+mod tests;

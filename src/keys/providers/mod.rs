@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::passphrase::{PassphraseReader, PassphraseSource};
-use super::uri::CmkUri;
+use super::uri::{CmkAddress, CmkUri};
 use super::{CmkProvider, KeyError};
 
 #[cfg(feature = "aws")]
@@ -37,20 +37,20 @@ impl<'a> Opening<'a> {
 
 /// The CMK behind one URI, ready to use.
 pub fn open_cmk(uri: &CmkUri, opening: &mut Opening<'_>) -> Result<Arc<dyn CmkProvider>, KeyError> {
-    match uri {
-        CmkUri::Keyfile(keyfile) => Ok(Arc::new(keyfile::KeyfileCmk::open_with(
+    match &uri.address {
+        CmkAddress::Keyfile(keyfile) => Ok(Arc::new(keyfile::KeyfileCmk::open_with(
             &keyfile.path,
             keyfile.key.as_deref(),
             &mut opening.passphrase,
         )?)),
         #[cfg(feature = "aws")]
-        CmkUri::Aws(key) => Ok(Arc::new(aws::AwsCmk::open(key, opening)?)),
+        CmkAddress::Aws(key) => Ok(Arc::new(aws::AwsCmk::open(key, opening)?)),
         #[cfg(feature = "vault")]
-        CmkUri::Vault(key) => Ok(Arc::new(vault::VaultCmk::open(key, opening)?)),
+        CmkAddress::Vault(key) => Ok(Arc::new(vault::VaultCmk::open(key, opening)?)),
         #[cfg(feature = "pkcs11")]
-        CmkUri::Pkcs11(key) => Ok(Arc::new(pkcs11::Pkcs11Cmk::open(key, opening)?)),
+        CmkAddress::Pkcs11(key) => Ok(Arc::new(pkcs11::Pkcs11Cmk::open(key, opening)?)),
         #[cfg(feature = "k8s")]
-        CmkUri::K8s(plugin) => Ok(Arc::new(k8s::K8sCmk::open(plugin, opening)?)),
+        CmkAddress::K8s(plugin) => Ok(Arc::new(k8s::K8sCmk::open(plugin, opening)?)),
         #[allow(unreachable_patterns)] // With every feature on, nothing is left.
         _ => Err(KeyError::Config(format!(
             "CMK URI {uri}: this build of envelopefs was made without that provider (cargo features aws, vault, pkcs11, k8s)"

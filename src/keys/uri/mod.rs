@@ -22,7 +22,15 @@ const SCHEMES: &str = "keyfile:///absolute/path, keyfile:relative/path, awskms:/
 
 /// A parsed CMK URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CmkUri {
+pub struct CmkUri {
+    pub address: CmkAddress,
+    /// `optional=true`, in any scheme's query: new keys are made without this CMK where it cannot be had.
+    pub optional: bool,
+}
+
+/// Where a CMK is, by scheme.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CmkAddress {
     Keyfile(KeyfileUri),
     Aws(AwsUri),
     Vault(VaultUri),
@@ -40,31 +48,79 @@ impl CmkUri {
         if rest.contains('#') {
             return Err(wrong("a # in a path or key is written %23"));
         }
-        match scheme.to_ascii_lowercase().as_str() {
-            "keyfile" => KeyfileUri::parse(rest).map(Self::Keyfile),
-            "awskms" => AwsUri::parse(rest).map(Self::Aws),
-            "hashivault" => VaultUri::parse(rest).map(Self::Vault),
-            "pkcs11" => Pkcs11Uri::parse(rest).map(Self::Pkcs11),
-            "k8skms" => K8sUri::parse(rest).map(Self::K8s),
+        let (rest, optional) = take_optional(rest).map_err(|why| wrong(&why))?;
+        let rest = rest.as_str();
+        let address = match scheme.to_ascii_lowercase().as_str() {
+            "keyfile" => KeyfileUri::parse(rest).map(CmkAddress::Keyfile),
+            "awskms" => AwsUri::parse(rest).map(CmkAddress::Aws),
+            "hashivault" => VaultUri::parse(rest).map(CmkAddress::Vault),
+            "pkcs11" => Pkcs11Uri::parse(rest).map(CmkAddress::Pkcs11),
+            "k8skms" => K8sUri::parse(rest).map(CmkAddress::K8s),
             _ => return Err(wrong(&format!("unknown scheme {scheme:?}; known are: {SCHEMES}"))),
         }
-        .map_err(|why| wrong(&why))
+        .map_err(|why| wrong(&why))?;
+        Ok(Self { address, optional })
     }
 
     /// The same address, but for exactly this key: what to record, so that another key becoming the first enabled one
     /// of a keyfile, or an alias moving, does not change which key is meant.
     pub fn pinned(&self, key: &KeyRef) -> Self {
-        match self {
-            Self::Keyfile(uri) => Self::Keyfile(KeyfileUri { key: Some(key.key.clone()), ..uri.clone() }),
-            Self::Aws(uri) => Self::Aws(uri.pinned(key)),
-            Self::Vault(uri) => Self::Vault(uri.pinned(key)),
-            Self::Pkcs11(uri) => Self::Pkcs11(uri.pinned(key)),
-            Self::K8s(uri) => Self::K8s(uri.pinned(key)),
+        let address = match &self.address {
+            CmkAddress::Keyfile(uri) => CmkAddress::Keyfile(KeyfileUri { key: Some(key.key.clone()), ..uri.clone() }),
+            CmkAddress::Aws(uri) => CmkAddress::Aws(uri.pinned(key)),
+            CmkAddress::Vault(uri) => CmkAddress::Vault(uri.pinned(key)),
+            CmkAddress::Pkcs11(uri) => CmkAddress::Pkcs11(uri.pinned(key)),
+            CmkAddress::K8s(uri) => CmkAddress::K8s(uri.pinned(key)),
+        };
+        Self { address, optional: self.optional }
+    }
+}
+
+/// The `optional` parameter out of the query, for every scheme alike.
+fn take_optional(rest: &str) -> Result<(String, bool), String> {
+    let Some((before, query)) = rest.split_once('?') else { return Ok((rest.to_owned(), false)) };
+    let mut optional = None;
+    let mut others = Vec::new();
+    for parameter in query.split('&') {
+        let value = match parameter.strip_prefix("optional=") {
+            Some("true") => true,
+            Some("false") => false,
+            Some(other) => return Err(format!("optional={other:?}: true or false")),
+            None => {
+                others.push(parameter);
+                continue;
+            }
+        };
+        if optional.replace(value).is_some() {
+            return Err("optional= is given twice".into());
         }
+    }
+    let rest = match (others.is_empty(), optional) {
+        (true, Some(_)) => before.to_owned(),
+        _ => format!("{before}?{}", others.join("&")),
+    };
+    Ok((rest, optional.unwrap_or(false)))
+}
+
+impl From<KeyfileUri> for CmkUri {
+    fn from(uri: KeyfileUri) -> Self {
+        Self { address: CmkAddress::Keyfile(uri), optional: false }
     }
 }
 
 impl fmt::Display for CmkUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.address.to_string();
+        f.write_str(&address)?;
+        match (self.optional, address.contains('?')) {
+            (true, true) => f.write_str("&optional=true"),
+            (true, false) => f.write_str("?optional=true"),
+            (false, _) => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for CmkAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Keyfile(uri) => uri.fmt(f),
@@ -135,6 +191,22 @@ mod tests {
         ] {
             let error = CmkUri::parse(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_scheme_takes_optional() {
+        for (text, shown) in [
+            ("keyfile:///a?optional=true", "keyfile:///a?optional=true"),
+            ("keyfile:///a?optional=true&key=k", "keyfile:///a?key=k&optional=true"),
+            ("keyfile:///a?key=k&optional=false", "keyfile:///a?key=k"),
+        ] {
+            let uri = CmkUri::parse(text).unwrap();
+            assert_eq!(uri.to_string(), shown);
+            assert_eq!(CmkUri::parse(shown).unwrap(), uri);
+        }
+        for text in ["keyfile:///a?optional=yes", "keyfile:///a?optional=true&optional=true", "keyfile:///a?"] {
+            assert!(CmkUri::parse(text).is_err(), "{text}");
         }
     }
 }
