@@ -196,7 +196,10 @@ impl Keyring {
         let context = EncryptionContext::for_branch(&self.volume_id, &random::array());
         let until = Deadline::after(self.outage.deadline.saturating_mul(2));
         let (_, slots) = slots::generate(cmks, &context, until.share(2))?;
-        for (n, (cmk, slot)) in cmks.iter().zip(&slots).enumerate() {
+        for (n, cmk) in cmks.iter().enumerate() {
+            let slot = slots.iter().find(|slot| slots::belongs(slot, cmk.key_ref())).ok_or_else(|| {
+                KeyError::Config(format!("CMK {} is an optional one and cannot be had at the moment", cmk.key_ref()))
+            })?;
             slots::unwrap(cmk, slot, &context, until.share(cmks.len() - n))?;
         }
         Ok(slots)

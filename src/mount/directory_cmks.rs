@@ -69,6 +69,12 @@ impl DirectoryKeys {
         // Before anybody is asked.
         self.fs.directory_keys(ino).map_err(explained)?;
         let uris = parse_uris(uris)?;
+        if let Some(uri) = uris.iter().find(|uri| uri.optional) {
+            return Err(KeyError::Config(format!(
+                "CMK URI {uri}: a directory's CMK is never optional: leave optional=true out"
+            ))
+            .into());
+        }
         let keyring = &self.files.keyring;
         let known = keyring.cmks();
         let policy = known.first().map(|cmk| cmk.policy()).unwrap_or_default();

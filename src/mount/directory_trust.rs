@@ -9,7 +9,7 @@ use super::trust::Request;
 use crate::format::volume::{DirectoryCmk, VolumeConfig};
 use crate::keys::guard::Guard;
 use crate::keys::providers::{self, Opening, deferred::DeferredCmk};
-use crate::keys::uri::CmkUri;
+use crate::keys::uri::{CmkAddress, CmkUri};
 
 /// The same address in one way of writing; text that is no URI stays as it is.
 fn normal(text: &str) -> String {
@@ -86,7 +86,7 @@ fn reach(
         Guard::new(Arc::new(cmk), request.outage)
     };
     if let Some(listed) = listed
-        && !matches!(uri, CmkUri::Keyfile(_))
+        && !matches!(uri.address, CmkAddress::Keyfile(_))
     {
         return Some(later(listed));
     }
