@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::keys::guard::{OutagePolicy, Revoke};
+
 /// Whether a word takes a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Value {
@@ -9,6 +11,8 @@ pub enum Value {
     None,
     /// `word=VALUE`; the text names the value in help.
     Required(&'static str),
+    /// `word` or `word=VALUE`.
+    Optional(&'static str),
 }
 
 /// What a word does.
@@ -29,6 +33,11 @@ enum Meaning {
     Cmk,
     TrustFirstUse,
     MetadataTimeout,
+    KmsDeadline,
+    KmsRevalidate,
+    KmsMaxStale,
+    WaitForKms,
+    Revoke,
 }
 
 /// One mount option. The table below is the only list: parser, command line, help and error messages come from it.
@@ -79,6 +88,36 @@ pub const WORDS: &[Word] = &[
         Meaning::MetadataTimeout,
         "How long the kernel keeps names and attributes [default: as long as it likes]",
     ),
+    valued(
+        "kms_deadline",
+        "DURATION",
+        Meaning::KmsDeadline,
+        "Longest time of a whole operation on a KMS [default: 5s]",
+    ),
+    valued(
+        "kms_revalidate",
+        "DURATION",
+        Meaning::KmsRevalidate,
+        "A CMK is asked at least this often whether it may still be used [default: 5m]",
+    ),
+    valued(
+        "kms_max_stale",
+        "DURATION|off",
+        Meaning::KmsMaxStale,
+        "Drop the keys of a CMK that nobody could ask for this long [default: off]",
+    ),
+    Word {
+        name: "wait_for_kms",
+        value: Value::Optional("DURATION"),
+        help: "Where no CMK can be reached at mount, wait for one: for ever, or this long [default: fail]",
+        meaning: Meaning::WaitForKms,
+    },
+    valued(
+        "revoke",
+        "any|primary",
+        Meaning::Revoke,
+        "Keys go when every CMK of a file refuses (any), or already when the first-listed one does [default: any]",
+    ),
     flag("defaults", Meaning::Accepted, ""),
     flag("nodiratime", Meaning::Accepted, ""),
     flag("diratime", Meaning::Accepted, ""),
@@ -97,10 +136,27 @@ const FOR_MOUNT: &[&str] =
 const AT_INIT: &[&str] = &["key_mode", "branch_max_age", "branch_max_files", "header_pages", "plaintext_names"];
 
 /// Words of the design that this version does not have. Accepting them would promise what does not happen.
-const NOT_YET: &[&str] = &["kms_deadline", "kms_revalidate", "kms_max_stale", "wait_for_kms", "revoke", "strict_pages"];
+const NOT_YET: &[&str] = &["strict_pages"];
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+/// What `kms_deadline`, `kms_revalidate` and `kms_max_stale` may be at most.
+const DEADLINE_MAX: Duration = Duration::from_secs(600);
+const REVALIDATE_MAX: Duration = Duration::from_secs(24 * 3600);
+const MAX_STALE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The default interval of the background commit.
 pub const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a mount does when no CMK can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WaitForKms {
+    /// Fail within the deadline.
+    #[default]
+    No,
+    Forever,
+    AtMost(Duration),
+}
 
 /// A mount's options, typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +177,8 @@ pub struct MountOptions {
     pub trust_first_use: bool,
     /// `None`: as long as the kernel likes (the mount is exclusive).
     pub metadata_timeout: Option<Duration>,
+    pub outage: OutagePolicy,
+    pub wait_for_kms: WaitForKms,
 }
 
 impl Default for MountOptions {
@@ -139,6 +197,8 @@ impl Default for MountOptions {
             cmks: Vec::new(),
             trust_first_use: false,
             metadata_timeout: None,
+            outage: OutagePolicy::default(),
+            wait_for_kms: WaitForKms::default(),
         }
     }
 }
@@ -192,7 +252,11 @@ impl MountOptions {
             (Value::Required(what), None | Some("")) => {
                 return Err(OptionError(format!("option {name} needs a value: {name}={what}")));
             }
-            (Value::Required(_), Some(value)) => value,
+            (Value::Optional(what), Some("")) => {
+                return Err(OptionError(format!("option {name}= has no value: {name}, or {name}={what}")));
+            }
+            (Value::Optional(_), None) => "",
+            (Value::Required(_) | Value::Optional(_), Some(value)) => value,
         };
         match word.meaning {
             Meaning::ReadOnly(yes) => self.read_only = yes,
@@ -206,18 +270,70 @@ impl MountOptions {
             Meaning::AutoUnmount => self.auto_unmount = true,
             Meaning::Accepted => {}
             Meaning::Commit => {
-                let interval = duration(name, value)?;
-                if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&interval) {
-                    return Err(OptionError(format!("option commit={value}: between 1 second and 1 hour")));
-                }
-                self.commit = interval;
+                self.commit = bounded(name, value, SECOND..=HOUR, "between 1 second and 1 hour")?;
             }
             Meaning::Cmk => self.cmks.push(value.to_string()),
             Meaning::TrustFirstUse => self.trust_first_use = true,
             Meaning::MetadataTimeout => self.metadata_timeout = Some(duration(name, value)?),
+            Meaning::KmsDeadline => {
+                let limits = Duration::from_millis(1)..=DEADLINE_MAX;
+                self.outage.deadline = bounded(name, value, limits, "more than nothing, at most 10 minutes")?;
+            }
+            Meaning::KmsRevalidate => {
+                let limits = SECOND..=REVALIDATE_MAX;
+                self.outage.revalidate = bounded(name, value, limits, "between 1 second and 1 day")?;
+            }
+            Meaning::KmsMaxStale => {
+                self.outage.max_stale = match value {
+                    "off" => None,
+                    _ => Some(bounded(name, value, SECOND..=MAX_STALE_MAX, "off, or between 1 second and 1 year")?),
+                };
+            }
+            Meaning::WaitForKms => {
+                self.wait_for_kms = match value {
+                    "" => WaitForKms::Forever,
+                    _ => WaitForKms::AtMost(duration(name, value)?),
+                };
+            }
+            Meaning::Revoke => {
+                self.outage.revoke = match value {
+                    "any" => Revoke::Any,
+                    "primary" => Revoke::Primary,
+                    _ => return Err(OptionError(format!("option {name}={value}: any or primary"))),
+                };
+            }
         }
         Ok(())
     }
+
+    /// What no single word can tell: whether they fit together. For the end of the command line.
+    pub fn check(&self) -> Result<(), OptionError> {
+        let OutagePolicy { deadline, revalidate, max_stale, .. } = self.outage;
+        match max_stale {
+            // A CMK that is up is asked only so often: a shorter limit would drop keys at the first call that fails.
+            Some(stale) if stale < revalidate + deadline => Err(OptionError(format!(
+                "option kms_max_stale={}: shorter than kms_revalidate and kms_deadline together ({})",
+                shown(stale),
+                shown(revalidate + deadline)
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A duration as options are written: `5s`, `1h 30m`.
+pub fn shown(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+fn bounded(
+    name: &str,
+    text: &str,
+    limits: std::ops::RangeInclusive<Duration>,
+    said: &str,
+) -> Result<Duration, OptionError> {
+    let value = duration(name, text)?;
+    if limits.contains(&value) { Ok(value) } else { Err(OptionError(format!("option {name}={text}: {said}"))) }
 }
 
 fn is_for_mount(name: &str) -> bool {
@@ -267,7 +383,7 @@ mod tests {
 
     fn parse(list: &str) -> Result<MountOptions, String> {
         let mut options = MountOptions::default();
-        options.parse(list).map_err(|e| e.to_string())?;
+        options.parse(list).and_then(|()| options.check()).map_err(|e| e.to_string())?;
         Ok(options)
     }
 
@@ -304,6 +420,23 @@ mod tests {
     }
 
     #[test]
+    fn what_happens_when_a_kms_is_down_or_says_no() {
+        assert_eq!(parse("").unwrap().outage, OutagePolicy::default());
+        let outage = parse("kms_deadline=500ms,kms_revalidate=1m,kms_max_stale=2h,revoke=primary").unwrap().outage;
+        let expected = OutagePolicy {
+            deadline: Duration::from_millis(500),
+            revalidate: Duration::from_secs(60),
+            max_stale: Some(Duration::from_secs(7200)),
+            revoke: Revoke::Primary,
+        };
+        assert_eq!(outage, expected);
+        assert_eq!(parse("kms_max_stale=1h,kms_max_stale=off").unwrap().outage.max_stale, None);
+        assert_eq!(parse("wait_for_kms").unwrap().wait_for_kms, WaitForKms::Forever);
+        let waits = parse("wait_for_kms=90").unwrap().wait_for_kms;
+        assert_eq!(waits, WaitForKms::AtMost(Duration::from_secs(90)));
+    }
+
+    #[test]
     fn every_complaint_says_what_to_do() {
         for (list, text) in [
             ("commit", "option commit needs a value: commit=SECONDS"),
@@ -315,7 +448,15 @@ mod tests {
             ("ro=yes", "option ro takes no value"),
             ("header_pages=2", "option header_pages is fixed when a volume is made: envelopefs init --header-pages"),
             ("plaintext_names", "envelopefs init --plaintext-names"),
-            ("kms_deadline=5s", "option kms_deadline is not in this version"),
+            ("kms_deadline=0", "option kms_deadline=0: more than nothing, at most 10 minutes"),
+            ("kms_deadline=11m", "option kms_deadline=11m: more than nothing, at most 10 minutes"),
+            ("kms_revalidate=100ms", "option kms_revalidate=100ms: between 1 second and 1 day"),
+            ("kms_max_stale=never", "option kms_max_stale=never: "),
+            ("kms_max_stale=2y", "option kms_max_stale=2y: off, or between 1 second and 1 year"),
+            ("kms_max_stale=1m", "shorter than kms_revalidate and kms_deadline together (5m 5s)"),
+            ("wait_for_kms=", "option wait_for_kms= has no value: wait_for_kms, or wait_for_kms=DURATION"),
+            ("wait_for_kms=long", "option wait_for_kms=long: "),
+            ("revoke=all", "option revoke=all: any or primary"),
             ("strict_pages", "option strict_pages is not in this version"),
             ("big_writes", "unknown option \"big_writes\"; known: ro, rw, allow_other,"),
         ] {

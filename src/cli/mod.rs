@@ -3,6 +3,7 @@
 mod cat;
 mod docs;
 mod export;
+mod forget_keys;
 mod info;
 mod init;
 mod keygen;
@@ -12,6 +13,7 @@ mod options;
 mod progress;
 mod raw_tree;
 mod source;
+mod status;
 mod umount;
 
 use std::ffi::OsString;
@@ -42,7 +44,7 @@ Exit codes:
   1  failure of another kind
   2  wrong usage
   3  volume: missing, malformed, or contradicting what this host recorded
-  4  key: CMK not configured, refused, unreachable, wrong passphrase
+  4  key: CMK not configured, refused, unreachable, wrong passphrase; status: a CMK of the mount is one of these
   5  mountpoint or FUSE
   6  busy: the encrypted directory belongs to another mount, or the mount is in use
   7  damage: cat or export met content that is corrupt
@@ -51,6 +53,8 @@ Environment:
   ENVELOPEFS_LOG         error, warn (default), info or debug
   ENVELOPEFS_CONFIG_DIR  instead of /etc/envelopefs (root) or ~/.config/envelopefs (others):
                          holds the default keyfile and known_volumes.toml
+  ENVELOPEFS_RUNTIME_DIR instead of /run/envelopefs (root) or $XDG_RUNTIME_DIR/envelopefs (others):
+                         holds the control sockets of mounts, for status and forget-keys
   NO_COLOR               no colours
 
 Start with one command: envelopefs mount --create CIPHERDIR MOUNTPOINT";
@@ -71,6 +75,8 @@ enum Command {
     Info(info::Info),
     Cat(cat::Cat),
     Export(export::Export),
+    Status(status::Status),
+    ForgetKeys(forget_keys::ForgetKeys),
     Umount(umount::Umount),
     Completions(docs::Completions),
     Man(docs::Man),
@@ -171,6 +177,8 @@ pub fn main(args: std::env::ArgsOs) -> ExitCode {
         Command::Info(args) => args.run(),
         Command::Cat(args) => args.run(),
         Command::Export(args) => args.run(),
+        Command::Status(args) => args.run(),
+        Command::ForgetKeys(args) => args.run(),
         Command::Umount(args) => args.run(),
         Command::Completions(args) => args.run(),
         Command::Man(args) => args.run(),

@@ -8,16 +8,17 @@ use clap::Args;
 
 use super::options::OptionWords;
 use super::{Failure, PassphraseArgs, exit, init, note, say};
-use crate::config::MountOptions;
+use crate::config::{MountOptions, WaitForKms};
 use crate::format::volume::KeyMode;
-use crate::keys::guard::OutagePolicy;
+use crate::keys::KeyError;
 use crate::keys::keyring::KeyPolicy;
 use crate::keys::passphrase::PassphraseSource;
 use crate::mount::cipher_dir::{CipherDir, DEPARTURE};
 use crate::mount::new_volume::{Plan, make};
 use crate::mount::serve::{self, Running};
 use crate::mount::trust::{self, Request};
-use crate::mount::{kernel, log};
+use crate::mount::waiting::Patience;
+use crate::mount::{MountError, log};
 use crate::sys::daemon::{self, Side};
 
 /// Mount a volume; returns when the mount answers
@@ -66,7 +67,7 @@ impl Mount {
         let mountpoint = check_mountpoint(&self.mountpoint)?;
         let job = Job { cipherdir, mountpoint, options, passphrase };
         if self.foreground {
-            return job.start()?.serve().map_err(Failure::from);
+            return job.start(false)?.serve().map_err(Failure::from);
         }
         match daemon::daemonise()
             .map_err(|e| Failure::new(exit::FAILURE, format!("cannot go to the background: {e}")))?
@@ -74,7 +75,7 @@ impl Mount {
             Side::Parent(Ok(())) => Ok(()),
             Side::Parent(Err(failure)) => Err(Failure::new(failure.code, failure.message)),
             Side::Child(readiness) => {
-                let running = match job.start() {
+                let running = match job.start(true) {
                     Ok(running) => running,
                     Err(failure) => {
                         readiness.failed(failure.code, &failure.message);
@@ -85,8 +86,7 @@ impl Mount {
                     note("nobody listens at /dev/log: messages of this mount are lost (--foreground shows them)");
                 }
                 if let Err(e) = readiness.ready() {
-                    let _ = kernel::unmount(&job.mountpoint, true);
-                    return Err(Failure::new(exit::FAILURE, format!("cannot detach: {e}")));
+                    return Err(running.abandon(Failure::new(exit::FAILURE, format!("cannot detach: {e}"))));
                 }
                 // The log has it; there is nobody else to tell.
                 running.serve().map_err(|e| Failure::new(Failure::from(e).code, ""))
@@ -96,7 +96,8 @@ impl Mount {
 }
 
 impl Job {
-    fn start(&self) -> Result<Running, Failure> {
+    /// `background`: the parent process waits for this one's report.
+    fn start(&self, background: bool) -> Result<Running, Failure> {
         let descriptors = serve::harden();
         let dir = CipherDir::open(&self.cipherdir)?;
         dir.lock(!self.options.read_only, DEPARTURE)?;
@@ -112,13 +113,31 @@ impl Job {
                 cmks: &self.options.cmks,
                 trust_first_use: self.options.trust_first_use,
                 passphrase: &self.passphrase,
-                outage: OutagePolicy::default(),
+                outage: self.options.outage,
+                patience: Patience::new(self.options.wait_for_kms, self.options.outage.deadline, background),
                 every_cmk: !self.options.read_only,
                 record: true,
                 command: ("envelopefs mount", &format!("{from} {to}")),
             },
-        )?;
+        )
+        .map_err(|e| self.explain(e))?;
         Ok(serve::start(dir, unlocked, &self.options, &self.mountpoint, descriptors)?)
+    }
+}
+
+impl Job {
+    /// What an operator can do about a KMS that is down.
+    fn explain(&self, error: MountError) -> MountError {
+        match error {
+            MountError::Key(KeyError::Unreachable { key, reason }) if self.options.wait_for_kms == WaitForKms::No => {
+                let reason = format!(
+                    "{reason}. Not mounted: see that it can be reached from this host, or have the mount wait for it with \
+                     --wait-for-kms"
+                );
+                MountError::Key(KeyError::Unreachable { key, reason })
+            }
+            other => other,
+        }
     }
 }
 

@@ -7,6 +7,8 @@ use crate::config::{MountOptions, OptionError, Value, WORDS};
 
 /// The id of `-o`; no word is called so.
 const LIST: &str = "options";
+/// Stands for the value of a word that was typed without one.
+const BARE: &str = "\0";
 const HEADING: &str = "Mount options (each as --WORD or -o WORD)";
 
 /// Mount options in the order in which they were typed: the last one wins.
@@ -35,6 +37,13 @@ impl Args for OptionWords {
             command.arg(match word.value {
                 Value::None => arg.action(ArgAction::SetTrue).overrides_with(word.name).hide(word.help.is_empty()),
                 Value::Required(what) => arg.action(ArgAction::Append).value_name(what),
+                // Without "=" the next word is the encrypted directory.
+                Value::Optional(what) => arg
+                    .action(ArgAction::Append)
+                    .value_name(what)
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value(BARE),
             })
         })
     }
@@ -58,20 +67,23 @@ impl FromArgMatches for OptionWords {
             let at = matches.indices_of(word.name).into_iter().flatten();
             match word.value {
                 Value::None => typed.extend(at.map(|at| (at, word.name.to_string(), false))),
-                Value::Required(_) => {
+                Value::Required(_) | Value::Optional(_) => {
                     let values = matches.get_many::<String>(word.name).into_iter().flatten();
-                    typed.extend(at.zip(values).map(|(at, value)| (at, format!("{}={value}", word.name), false)));
+                    let text = |value: &String| match value.as_str() {
+                        BARE => word.name.to_string(),
+                        value => format!("{}={value}", word.name),
+                    };
+                    typed.extend(at.zip(values).map(|(at, value)| (at, text(value), false)));
                 }
             }
         }
         typed.sort_by_key(|(at, ..)| *at);
+        let wrong = |e: OptionError| clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("{e}\n"));
         let mut options = MountOptions::default();
         for (_, text, is_list) in &typed {
-            let applied = if *is_list { options.parse(text) } else { options.apply(text) };
-            applied.map_err(|e: OptionError| {
-                clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("{e}\n"))
-            })?;
+            if *is_list { options.parse(text) } else { options.apply(text) }.map_err(wrong)?;
         }
+        options.check().map_err(wrong)?;
         Ok(Self(options))
     }
 
@@ -86,6 +98,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::WaitForKms;
 
     fn parse(args: &[&str]) -> Result<MountOptions, String> {
         let command = OptionWords::augment_args(Command::new("mount").arg(Arg::new("place").num_args(0..)));
@@ -116,6 +129,19 @@ mod tests {
     fn cmks_add_up_and_keep_their_commas() {
         let options = parse(&["--cmk", "keyfile:a,b", "-ocmk=keyfile:c", "--cmk=keyfile:d"]).unwrap();
         assert_eq!(options.cmks, ["keyfile:a,b", "keyfile:c", "keyfile:d"]);
+    }
+
+    #[test]
+    fn a_value_may_be_left_out() {
+        let waits = |args: &[&str]| parse(args).unwrap().wait_for_kms;
+        let minute = WaitForKms::AtMost(Duration::from_secs(60));
+        assert_eq!(waits(&["a", "b"]), WaitForKms::No);
+        assert_eq!(waits(&["--wait-for-kms", "a", "b"]), WaitForKms::Forever);
+        assert_eq!(waits(&["--wait-for-kms=1m", "a", "b"]), minute);
+        assert_eq!(waits(&["--wait_for_kms=1m", "--wait-for-kms", "a"]), WaitForKms::Forever);
+        assert_eq!(waits(&["--wait-for-kms", "-o", "ro,wait_for_kms=1m"]), minute);
+        assert!(parse(&["--wait-for-kms="]).unwrap_err().contains("has no value"));
+        assert!(parse(&["--kms-max-stale", "1m"]).unwrap_err().contains("shorter than kms_revalidate"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::keys::guard::{Guard, OutagePolicy};
 use crate::keys::providers::{KMS_DEADLINE, Opening, open_cmks};
 use crate::mount::cipher_dir::CipherDir;
 use crate::mount::trust::{self, Request};
+use crate::mount::waiting::Patience;
 use crate::mount::{Access, open_fs, serve};
 use crate::store::Stat;
 use crate::store::disk::DiskStore;
@@ -85,6 +86,7 @@ pub fn open(
             trust_first_use: named.trust_first_use,
             passphrase: &passphrase,
             outage: OutagePolicy::default(),
+            patience: Patience::none(KMS_DEADLINE),
             every_cmk: false,
             record: named.trust_first_use,
             command,

@@ -102,6 +102,7 @@ pub enum VolumeError {
 }
 
 /// Parsed, not yet authentic.
+#[derive(Clone)]
 pub struct UnverifiedVolume {
     config: VolumeConfig,
     /// Every byte before the last line.

@@ -5,10 +5,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 
 use super::{Adapter, Behaviour};
-use crate::fs::Fs;
+use crate::fs::{Fs, Ino};
 use crate::store::Store;
 
 /// How requests are taken from the kernel.
@@ -19,6 +19,17 @@ pub struct Loops {
     pub own_queues: bool,
 }
 
+/// What the kernel has cached of our files.
+pub struct PageCache(Notifier);
+
+impl PageCache {
+    /// Drops the cached pages of a file; dirty ones are written to us first, so no event loop may call this. ENOENT: the
+    /// kernel does not know the inode.
+    pub fn drop_pages(&self, ino: Ino) -> io::Result<()> {
+        self.0.inval_inode(INodeNo(ino), 0, 0)
+    }
+}
+
 /// Answers the handshake on a fresh connection, then serves it from threads of its own.
 /// The thread that is returned ends when the connection does.
 pub fn serve<S: Store>(
@@ -26,7 +37,7 @@ pub fn serve<S: Store>(
     behaviour: Behaviour,
     device: OwnedFd,
     loops: Loops,
-) -> io::Result<JoinHandle<io::Result<()>>> {
+) -> io::Result<(JoinHandle<io::Result<()>>, PageCache)> {
     let (adapter, notifier) = Adapter::new(fs, behaviour)?;
     let mut config = Config::default();
     config.n_threads = Some(loops.count);
@@ -36,5 +47,7 @@ pub fn serve<S: Store>(
     let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
     // Nobody else sets it.
     let _ = notifier.set(session.notifier());
-    thread::Builder::new().name("session".into()).spawn(move || session.run())
+    let pages = PageCache(session.notifier());
+    let thread = thread::Builder::new().name("session".into()).spawn(move || session.run())?;
+    Ok((thread, pages))
 }

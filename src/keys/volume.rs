@@ -56,17 +56,18 @@ pub fn create(new: &NewVolume, cmks: &[Arc<Guard>]) -> Result<(VolumeConfig, Vol
     Ok((config, VolumeKeys::derive(&volume_id, &volume_key)))
 }
 
-/// Unwraps the volume key by any of `cmks`, checks `pinned` (the commitment recorded in known volumes) and the config's MAC.
+/// Unwraps the volume key by any of `cmks` within the time, checks `pinned` (the commitment recorded in known volumes) and the config's MAC.
 /// What contradicts the record or is not authentic is `KeyError::Volume`.
 pub fn unlock(
     volume: UnverifiedVolume,
     cmks: &[Arc<Guard>],
     pinned: Option<&[u8; 32]>,
+    until: Deadline,
 ) -> Result<(VolumeConfig, VolumeKeys), KeyError> {
     let claims = volume.claims();
     let volume_id = claims.volume_id;
     let context = EncryptionContext::for_volume(&volume_id);
-    let keys = slots::first_that_opens(cmks, &claims.volume_key, deadline(cmks), |cmk, slot, until| {
+    let keys = slots::first_that_opens(cmks, &claims.volume_key, until, |cmk, slot, until| {
         let keys = VolumeKeys::derive(&volume_id, &slots::unwrap(cmk, slot, &context, until)?);
         match pinned {
             Some(pinned) if !mac_eq(pinned, &keys.commitment) => Err(KeyError::Volume(format!(
@@ -83,7 +84,8 @@ pub fn unlock(
     Ok((config, keys))
 }
 
-fn deadline(cmks: &[Arc<Guard>]) -> Deadline {
+/// The time of one operation.
+pub fn deadline(cmks: &[Arc<Guard>]) -> Deadline {
     Deadline::after(cmks.first().map(|cmk| cmk.policy()).unwrap_or_default().deadline)
 }
 

@@ -8,7 +8,8 @@ use super::printable;
 use super::trust::Request;
 use crate::format::volume::{DirectoryCmk, VolumeConfig};
 use crate::keys::guard::Guard;
-use crate::keys::providers::{self, Opening, deferred::DeferredCmk};
+use crate::keys::passphrase::PassphraseSource;
+use crate::keys::providers::{self, Opening, lazy::LazyCmk};
 use crate::keys::uri::{CmkAddress, CmkUri};
 
 /// The same address in one way of writing; text that is no URI stays as it is.
@@ -74,7 +75,8 @@ pub fn open(config: &VolumeConfig, trusted: &[String], own: &[Arc<Guard>], reque
     opened
 }
 
-/// A keyfile is opened now, since its passphrase may be to hand. A remote one is asked when it is needed: its name is known.
+/// Keyfiles and tokens are opened now, since a passphrase or PIN may be to hand. A server is asked when it is needed: which key
+/// it has is known, and one that is down must not hold up the mount.
 fn reach(
     uri: &CmkUri,
     listed: Option<&DirectoryCmk>,
@@ -82,11 +84,13 @@ fn reach(
     request: &Request<'_>,
 ) -> Option<Arc<Guard>> {
     let later = |listed: &DirectoryCmk| {
-        let cmk = DeferredCmk::new(listed.key.clone(), uri.clone(), request.outage.deadline);
-        Guard::new(Arc::new(cmk), request.outage)
+        let (uri, timeout) = (uri.clone(), request.outage.deadline);
+        // A daemon at work asks nobody.
+        let open = move || providers::open_cmk(&uri, &mut Opening::new(&PassphraseSource::Nowhere, timeout));
+        Guard::new(Arc::new(LazyCmk::new(listed.key.clone(), Box::new(open))), request.outage)
     };
     if let Some(listed) = listed
-        && !matches!(uri.address, CmkAddress::Keyfile(_))
+        && !matches!(uri.address, CmkAddress::Keyfile(_) | CmkAddress::Pkcs11(_))
     {
         return Some(later(listed));
     }

@@ -228,6 +228,8 @@ pub struct MountEntry {
     pub mountpoint: PathBuf,
     pub fs_type: String,
     pub source: PathBuf,
+    /// A FUSE mount's `user_id`: who mounted it.
+    pub owner: Option<u32>,
 }
 
 /// Everything mounted in our mount namespace, in the kernel's order: of two at one place, the later one is on top.
@@ -255,7 +257,10 @@ fn parse_mountinfo(line: &[u8]) -> Option<MountEntry> {
     fields.find(|f| *f == b"-")?;
     let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
     let source = path_of(fields.next()?);
-    Some(MountEntry { device, mountpoint, fs_type, source })
+    let own_options = fields.next().unwrap_or_default();
+    let owner = own_options.split(|b| *b == b',').find_map(|option| option.strip_prefix(b"user_id="));
+    let owner = owner.and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
+    Some(MountEntry { device, mountpoint, fs_type, source, owner })
 }
 
 /// Undoes the kernel's octal escapes of space, tab, newline and backslash.
@@ -279,6 +284,55 @@ fn path_of(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
+/// Device number of the newest envelopefs mount of this CIPHERDIR at this place, also where another covers it.
+pub fn device_of(source: &Path, mountpoint: &Path) -> Option<(u32, u32)> {
+    let all = mounts_of(source).ok()?;
+    all.into_iter().rfind(|m| m.mountpoint == mountpoint).map(|m| m.device)
+}
+
+/// The envelopefs mount that `path` means, found without asking it anything: it may hang. What is wrong with the path is
+/// for the user.
+pub fn find(path: &Path) -> Result<MountEntry, String> {
+    let failed = |e: io::Error| format!("{}: {e}", path.display());
+    let all = mounts().map_err(failed)?;
+    let exactly = |at: &Path| all.iter().rfind(|m| m.mountpoint == at).cloned();
+    let absolute = std::path::absolute(path).map_err(failed)?;
+    let beside = match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) if !hides_in_a_mount(&all, parent) => {
+            parent.canonicalize().map(|parent| parent.join::<&OsStr>(name)).ok()
+        }
+        _ => None,
+    };
+    let mut found = exactly(&absolute).or_else(|| exactly(beside.as_deref()?));
+    if found.is_none() && !hides_in_a_mount(&all, &absolute) {
+        // A link to it, perhaps.
+        found = exactly(&path.canonicalize().map_err(failed)?);
+    }
+    match found {
+        Some(entry) if entry.fs_type == FS_TYPE => Ok(entry),
+        Some(entry) => Err(format!("{}: not an envelopefs mount but {}", path.display(), entry.fs_type)),
+        None => Err(match all.iter().rfind(|m| m.fs_type == FS_TYPE && absolute.starts_with(&m.mountpoint)) {
+            Some(around) => {
+                format!("{}: not a mountpoint; the mount around it is {}", path.display(), around.mountpoint.display())
+            }
+            None => format!("{}: nothing is mounted here", path.display()),
+        }),
+    }
+}
+
+/// Whether resolving `path` would ask an envelopefs mount.
+fn hides_in_a_mount(all: &[MountEntry], path: &Path) -> bool {
+    all.iter().any(|m| m.fs_type == FS_TYPE && path.starts_with(&m.mountpoint))
+}
+
+/// Unmounts at `mountpoint` if the mount of this device is on top there, and nobody else's. Tells whether it was.
+pub fn unmount_own(mountpoint: &Path, device: (u32, u32)) -> io::Result<bool> {
+    match mount_at(mountpoint)? {
+        Some(top) if top.device == device && top.fs_type == FS_TYPE => unmount(mountpoint, true).map(|()| true),
+        _ => Ok(false),
+    }
+}
+
 /// An absolute path for a mountpoint that may hold a dead mount, whose own stat(2) fails: its parent is resolved alone.
 pub fn resolve_mountpoint(path: &Path) -> io::Result<PathBuf> {
     match path.canonicalize() {
@@ -300,12 +354,13 @@ mod tests {
     #[test]
     fn mountinfo_lines() {
         let line =
-            br"98 30 0:51 / /mnt/a\040b rw,nosuid shared:9 master:1 - fuse.envelopefs /srv/c\134d\011e rw,user_id=0";
+            br"98 30 0:51 / /mnt/a\040b rw,nosuid shared:9 master:1 - fuse.envelopefs /srv/c\134d\011e rw,user_id=1000,x";
         let entry = parse_mountinfo(line).unwrap();
         assert_eq!(entry.device, (0, 51));
         assert_eq!(entry.mountpoint, Path::new("/mnt/a b"));
         assert_eq!(entry.fs_type, FS_TYPE);
         assert_eq!(entry.source, Path::new("/srv/c\\d\te"));
+        assert_eq!(entry.owner, Some(1000));
         let plain = parse_mountinfo(b"1 0 8:1 / / rw - ext4 /dev/sda1 rw").unwrap();
         assert_eq!((plain.fs_type.as_str(), plain.device), ("ext4", (8, 1)));
         for bad in [&b""[..], b"1 2", b"1 2 x:y / / rw - a b", b"1 2 0:1 / /m rw a b c", b"1 2 0:1 / /m rw -"] {

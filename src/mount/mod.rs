@@ -2,14 +2,20 @@
 //! Knows every room below it, and nothing of the command line.
 
 pub mod cipher_dir;
+pub mod control;
 pub mod directory_cmks;
 pub mod directory_trust;
 pub mod kernel;
 pub mod log;
+pub mod mounted;
 pub mod new_volume;
+pub mod runtime_dir;
 pub mod serve;
+pub mod status;
 pub mod trust;
 pub mod volume_file;
+pub mod waiting;
+pub mod watch;
 
 use std::sync::Arc;
 

@@ -3,26 +3,29 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{SigSet, Signal};
-use rustix::fs::{Mode, OFlags};
 
 use super::cipher_dir::CipherDir;
+use super::control::Server;
 use super::kernel::{self, KernelMount};
+use super::mounted::Mounted;
 use super::trust::Unlocked;
 use super::volume_file::VolumeFile;
+use super::watch::Watcher;
 use super::{Access, MountError, OpenVolume, open_fs};
 use crate::config::MountOptions;
 use crate::fs::Fs;
 use crate::fuse::session::{self, Loops};
 use crate::fuse::{Behaviour, FOREVER};
 use crate::store::disk::DiskStore;
-use crate::sys::limits;
+use crate::sys::{limits, notify};
 
 /// How long the first answer through the mount may take.
 const READINESS: Duration = Duration::from_secs(30);
@@ -66,16 +69,34 @@ pub fn close_inherited(keep: Option<i32>) {
 
 /// A mount that answers.
 pub struct Running {
-    fs: Arc<Fs<DiskStore>>,
+    mounted: Arc<Mounted>,
     session: JoinHandle<io::Result<()>>,
-    committer: Option<Committer>,
-    mountpoint: PathBuf,
-    /// Not read-only.
-    writes: bool,
+    helpers: Helpers,
     /// Keeps fusermount3 waiting, with `auto_unmount`.
-    _keeper: Option<std::os::fd::OwnedFd>,
-    /// Holds the lock.
-    _dir: Arc<CipherDir>,
+    _keeper: Option<OwnedFd>,
+}
+
+/// The threads beside the session.
+#[derive(Default)]
+struct Helpers {
+    committer: Option<Committer>,
+    watcher: Option<Watcher>,
+    control: Option<Server>,
+}
+
+impl Helpers {
+    fn stop(self) {
+        // The socket first: its name may soon belong to another mount.
+        if let Some(control) = self.control {
+            control.stop();
+        }
+        if let Some(watcher) = self.watcher {
+            watcher.stop();
+        }
+        if let Some(committer) = self.committer {
+            committer.stop();
+        }
+    }
 }
 
 /// Mounts an unlocked volume, whose CIPHERDIR is locked, at `mountpoint` (canonical). Returns when the mount answers.
@@ -123,22 +144,28 @@ pub fn start(
     let KernelMount { device, keeper } =
         kernel::mount(dir.path(), mountpoint, options, allow_other).map_err(MountError::Mountpoint)?;
     // Gone unless everything below succeeds.
-    let undo = Undo { mountpoint: Some(mountpoint) };
+    let undo = Undo { mountpoint, device: kernel::device_of(dir.path(), mountpoint) };
 
     let loops = Loops { count: event_loops(), own_queues: kernel::can_clone_device() };
-    let session = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
+    let (session, pages) = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
+    let Some(device) = undo.device else {
+        return Err(MountError::Mountpoint(format!("{}: the mount is not to be found there", mountpoint.display())));
+    };
     undo.keep();
 
-    let mut running = Running {
+    let mounted = Arc::new(Mounted {
         fs,
-        session,
-        committer: None,
+        files,
+        dir,
+        pages,
         mountpoint: mountpoint.to_path_buf(),
-        writes: !options.read_only,
-        _keeper: keeper,
-        _dir: dir,
-    };
-    match running.settle(options) {
+        device,
+        options: options.clone(),
+        since: (Instant::now(), SystemTime::now()),
+        hanging: Arc::default(),
+    });
+    let mut running = Running { mounted, session, helpers: Helpers::default(), _keeper: keeper };
+    match running.settle() {
         Ok(()) => Ok(running),
         // Somebody who was quick may have written already.
         Err(e) => Err(running.abandon(e)),
@@ -148,24 +175,35 @@ pub fn start(
 impl Running {
     /// The first answer through the kernel, then everything that a mount needs beside its session. A mount that was used and
     /// unmounted again before this looked is no failure.
-    fn settle(&mut self, options: &MountOptions) -> Result<(), MountError> {
-        let device = match await_answer(&self.mountpoint) {
-            Ok(device) => device,
+    fn settle(&mut self) -> Result<(), MountError> {
+        let mounted = &self.mounted;
+        match await_answer(&mounted.mountpoint, mounted.device) {
+            Ok(()) => {}
             Err(e) if !self.ended_within(UNMOUNTED_ALREADY) => return Err(e),
             Err(_) => return Ok(()),
-        };
-        let failed = |e: io::Error| MountError::Mountpoint(format!("cannot serve {}: {e}", self.mountpoint.display()));
+        }
+        let failed =
+            |e: io::Error| MountError::Mountpoint(format!("cannot serve {}: {e}", mounted.mountpoint.display()));
         if rustix::process::geteuid().is_root() {
-            let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", device.0, device.1);
+            let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", mounted.device.0, mounted.device.1);
             if let Err(e) = fs::write(&path, READ_AHEAD_KIB) {
                 log::info!("{path}: {e}");
             }
         }
-        if self.writes {
-            self.committer = Some(Committer::start(self.fs.clone(), options.commit).map_err(failed)?);
+        if !mounted.options.read_only {
+            self.helpers.committer =
+                Some(Committer::start(mounted.fs.clone(), mounted.options.commit).map_err(failed)?);
         }
-        let terminator =
-            Terminator { fs: self.fs.clone(), mountpoint: self.mountpoint.clone(), device, writes: self.writes };
+        self.helpers.watcher = Some(Watcher::start(mounted).map_err(failed)?);
+        match Server::start(mounted) {
+            Ok(server) => self.helpers.control = Some(server),
+            Err(why) => {
+                log::warn!(
+                    "no control socket, so that envelopefs status and forget-keys do not reach this mount: {why}"
+                );
+            }
+        }
+        let terminator = Terminator { mounted: mounted.clone() };
         thread::Builder::new()
             .name("signals".into())
             .spawn(move || terminator.run(&ending_signals()))
@@ -184,14 +222,13 @@ impl Running {
         true
     }
 
-    /// Undoes a start that failed halfway.
-    fn abandon(self, error: MountError) -> MountError {
-        if let Err(e) = kernel::unmount(&self.mountpoint, true) {
-            log::warn!("cannot unmount {}: {e}", self.mountpoint.display());
-        }
+    /// Takes a mount back that nobody can use, or nobody waits for; gives the error back.
+    pub fn abandon<E>(self, error: E) -> E {
+        unmount_own(&self.mounted.mountpoint, self.mounted.device);
         self.ended_within(GRACE);
-        if self.writes
-            && let Err(e) = last_commit(&self.fs)
+        self.helpers.stop();
+        if !self.mounted.options.read_only
+            && let Err(e) = last_commit(&self.mounted.fs)
         {
             log::error!("code=commit the last commit failed: {e}");
         }
@@ -201,27 +238,33 @@ impl Running {
     /// Serves until the mount is gone, then commits for the last time. An error means that written data may be lost.
     pub fn serve(self) -> Result<(), MountError> {
         log::info!("mounted");
+        tell_systemd("READY=1\nSTATUS=mounted");
         let ended = self.session.join();
+        tell_systemd("STOPPING=1\nSTATUS=committing");
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(e)) => log::error!("code=session the kernel connection failed: {e}"),
             // The panic hook has told where.
             Err(_) => log::error!("code=session the session ended by a panic"),
         }
-        if let Some(committer) = self.committer {
-            committer.stop();
-        }
-        if self.writes {
-            last_commit(&self.fs).map_err(|e| {
+        self.helpers.stop();
+        if !self.mounted.options.read_only {
+            last_commit(&self.mounted.fs).map_err(|e| {
                 log::error!("code=commit the last commit failed: {e}");
                 MountError::Other(format!(
                     "{}: the last commit failed: {e}; what was written and not synced since the one before may be lost",
-                    self.mountpoint.display()
+                    self.mounted.mountpoint.display()
                 ))
             })?;
         }
         log::info!("unmounted");
         Ok(())
+    }
+}
+
+fn tell_systemd(state: &str) {
+    if let Err(e) = notify::notify(state) {
+        log::info!("{}: {e}", notify::VARIABLE);
     }
 }
 
@@ -233,22 +276,31 @@ fn last_commit(fs: &Fs<DiskStore>) -> crate::fs::Result<()> {
 
 /// Unmounts when start fails halfway.
 struct Undo<'a> {
-    mountpoint: Option<&'a Path>,
+    mountpoint: &'a Path,
+    /// `None`: not to be found any more.
+    device: Option<(u32, u32)>,
 }
 
 impl Undo<'_> {
     fn keep(mut self) {
-        self.mountpoint = None;
+        self.device = None;
     }
 }
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
-        if let Some(mountpoint) = self.mountpoint
-            && let Err(e) = kernel::unmount(mountpoint, true)
-        {
-            log::warn!("cannot unmount {}: {e}", mountpoint.display());
+        if let Some(device) = self.device {
+            unmount_own(self.mountpoint, device);
         }
+    }
+}
+
+/// Another mount may have come to lie over ours.
+fn unmount_own(mountpoint: &Path, device: (u32, u32)) {
+    match kernel::unmount_own(mountpoint, device) {
+        Ok(true) => {}
+        Ok(false) => log::warn!("{} is not on top at its place any more and is left to its user", mountpoint.display()),
+        Err(e) => log::warn!("cannot unmount {}: {e}", mountpoint.display()),
     }
 }
 
@@ -269,8 +321,8 @@ fn refuse_overlap(cipher: &Path, mountpoint: &Path) -> Result<(), MountError> {
     Ok(())
 }
 
-/// Asks through the kernel, from a thread of its own, until an answer comes; returns the mount's device number.
-fn await_answer(mountpoint: &Path) -> Result<(u32, u32), MountError> {
+/// Asks through the kernel, from a thread of its own, until an answer of this mount's device comes.
+fn await_answer(mountpoint: &Path, device: (u32, u32)) -> Result<(), MountError> {
     let (answer, answered) = mpsc::channel();
     let path = mountpoint.to_path_buf();
     let failed = |text: String| MountError::Mountpoint(format!("{} does not answer: {text}", mountpoint.display()));
@@ -286,12 +338,10 @@ fn await_answer(mountpoint: &Path) -> Result<(u32, u32), MountError> {
         Ok(Err(e)) => return Err(failed(e.to_string())),
         Err(_) => return Err(failed(format!("no answer within {} seconds", READINESS.as_secs()))),
     };
-    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-    match kernel::mount_at(mountpoint) {
-        Ok(Some(entry)) if entry.fs_type == kernel::FS_TYPE && entry.device == device => Ok(device),
-        Ok(_) => Err(failed("another mount is in its place".into())),
-        Err(e) => Err(failed(e.to_string())),
+    if (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)) == device {
+        return Ok(());
     }
+    Err(failed("another mount is in its place".into()))
 }
 
 /// The thread that commits in the background.
@@ -332,25 +382,22 @@ impl Committer {
 
 /// Ends the mount when a signal asks for it.
 struct Terminator {
-    fs: Arc<Fs<DiskStore>>,
-    mountpoint: PathBuf,
-    device: (u32, u32),
-    writes: bool,
+    mounted: Arc<Mounted>,
 }
 
 impl Terminator {
     fn run(&self, signals: &SigSet) {
         while let Ok(signal) = signals.wait() {
             log::info!("{signal}: unmounting");
-            self.flush(None);
+            self.save(self.mounted.root());
             let start = Instant::now();
             let mut told = false;
             loop {
-                if !self.is_mounted() {
+                if !self.mounted.is_in_place() {
                     // The session ends, and with it the process.
                     break;
                 }
-                match kernel::unmount(&self.mountpoint, false) {
+                match kernel::unmount(&self.mounted.mountpoint, false) {
                     Ok(()) => break,
                     Err(e) if start.elapsed() < GRACE => {
                         if !told {
@@ -365,45 +412,17 @@ impl Terminator {
         }
     }
 
-    fn is_mounted(&self) -> bool {
-        matches!(kernel::mount_at(&self.mountpoint), Ok(Some(entry)) if entry.device == self.device)
-    }
-
-    fn root(&self) -> Option<rustix::fd::OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&self.mountpoint, flags, Mode::empty()).ok().filter(|_| self.is_mounted())
-    }
-
-    /// Dirty pages out of the kernel, then a commit.
-    fn flush(&self, root: Option<&rustix::fd::OwnedFd>) {
-        if !self.writes {
-            return;
-        }
-        let opened;
-        let root = match root {
-            Some(root) => Some(root),
-            None => {
-                opened = self.root();
-                opened.as_ref()
-            }
-        };
-        if let Some(root) = root
-            && let Err(e) = rustix::fs::syncfs(root)
-        {
-            log::error!("code=sync flushing the mount failed: {e}");
-        }
-        if let Err(e) = self.fs.commit() {
-            log::error!("code=commit committing failed: {e}");
+    fn save(&self, root: Option<OwnedFd>) {
+        if let Err(e) = self.mounted.save(root.as_ref()) {
+            log::error!("code=commit {e}");
         }
     }
 
     /// Its users do not go: nothing new may begin, what they have written is saved, and their open files die with us.
     fn leave(&self) -> ! {
-        let root = self.root();
-        if let Err(e) = kernel::unmount(&self.mountpoint, true) {
-            log::error!("cannot unmount {}: {e}", self.mountpoint.display());
-        }
-        self.flush(root.as_ref());
+        let root = self.mounted.root();
+        unmount_own(&self.mounted.mountpoint, self.mounted.device);
+        self.save(root);
         log::error!("code=busy terminated while files were open; they answer ENOTCONN from now on");
         std::process::exit(1)
     }

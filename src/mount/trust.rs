@@ -1,19 +1,22 @@
 //! Whom a volume is opened with: what the user names, what this host recorded, or what the volume says on first use.
 //! Knows CMKs and records; no FUSE.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 
 use data_encoding::HEXLOWER;
 
 use super::cipher_dir::CipherDir;
+use super::waiting::Patience;
 use super::{MountError, directory_trust, printable};
+use crate::format::header::CmkSlot;
 use crate::format::volume::{UnverifiedVolume, VolumeConfig, VolumeKeys};
-use crate::keys::guard::{Guard, OutagePolicy};
+use crate::keys::guard::{Deadline, Guard, OutagePolicy};
 use crate::keys::known_volumes::{KnownVolume, KnownVolumes};
 use crate::keys::passphrase::PassphraseSource;
-use crate::keys::providers::{self, Opening};
-use crate::keys::uri::CmkUri;
-use crate::keys::{self, KeyError};
+use crate::keys::providers::{self, Opening, lazy::LazyCmk};
+use crate::keys::uri::{CmkAddress, CmkUri};
+use crate::keys::{self, CmkProvider, KeyError, KeyRef};
 
 /// How a command wants a volume unlocked.
 #[derive(Debug)]
@@ -23,6 +26,7 @@ pub struct Request<'a> {
     pub trust_first_use: bool,
     pub passphrase: &'a PassphraseSource,
     pub outage: OutagePolicy,
+    pub patience: Patience,
     /// Writers need every CMK, since new keys are wrapped under each; readers need any.
     pub every_cmk: bool,
     /// A volume that this host did not know is recorded once it has opened.
@@ -78,20 +82,30 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
     if uris.is_empty() {
         return Err(MountError::Volume(format!("{}: no CMK is named for this volume", dir.path().display())));
     }
-    let (mut uris, mut cmks) = open_cmks(uris, request)?;
-    if let Some(record) = &record
-        && named.is_empty()
-        && !cmks.iter().any(|cmk| wraps_volume_key(claims, cmk))
-    {
-        return Err(MountError::Volume(format!(
-            "volume {} contradicts its record: its key is wrapped under {}, recorded is {}. The volume file was replaced, \
-             or its CMKs were changed elsewhere; if that is known to be right, name the CMK with --cmk",
-            HEXLOWER.encode(&volume_id),
-            wrapping_keys(claims),
-            record.cmks.join(", "),
-        )));
-    }
-    let (config, keys) = keys::volume::unlock(volume, &cmks, record.as_ref().map(|r| &r.commitment))?;
+    let mut opener = Opener::new(uris, request);
+    let mut patience = request.patience.clone();
+    let (mut uris, mut cmks, config, keys) = loop {
+        let until = Deadline::after(request.outage.deadline);
+        // Half of the time is for opening: what takes longer goes on meanwhile.
+        let error = match opener.open(claims, until.share(2)) {
+            Ok((uris, cmks)) => {
+                if let Some(record) = &record
+                    && named.is_empty()
+                    && !cmks.iter().any(|cmk| wraps_volume_key(claims, cmk))
+                {
+                    return Err(contradiction(claims, record));
+                }
+                match keys::volume::unlock(volume.clone(), &cmks, record.as_ref().map(|r| &r.commitment), until) {
+                    Ok((config, keys)) => break (uris, cmks, config, keys),
+                    Err(e) if may_pass(&e, &cmks) => e,
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            Err(MountError::Key(e @ KeyError::Unreachable { .. })) => e,
+            Err(e) => return Err(e),
+        };
+        patience.wait(error)?;
+    };
     let (mut directory_cmks, opened_for_directories) = directory_trust::split_opened(&mut cmks, &mut uris, &config);
     let mut trusted = match &record {
         Some(record) => record.directory_cmks.clone(),
@@ -122,42 +136,143 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
 
 type Opened = (Vec<CmkUri>, Vec<Arc<Guard>>);
 
-fn open_cmks(uris: Vec<CmkUri>, request: &Request<'_>) -> Result<Opened, MountError> {
-    let mut opening = Opening::new(request.passphrase, request.outage.deadline);
-    let error = match providers::open_cmks(&uris, &mut opening) {
-        Ok(cmks) => {
-            let guards = Guard::all(&uris, cmks, request.outage);
-            return Ok((uris, guards));
-        }
-        Err(e) => e,
-    };
-    if uris.len() == 1 {
-        return Err(error.into());
+/// Opens CMKs; those that did not open are tried again by the next call.
+struct Opener<'a> {
+    request: &'a Request<'a>,
+    uris: Vec<CmkUri>,
+    cmks: Vec<Option<Arc<Guard>>>,
+    opening: Opening<'a>,
+    told: bool,
+}
+
+impl<'a> Opener<'a> {
+    fn new(uris: Vec<CmkUri>, request: &'a Request<'a>) -> Self {
+        let opening = Opening::new(request.passphrase, request.outage.deadline);
+        Self { request, cmks: uris.iter().map(|_| None).collect(), uris, opening, told: false }
     }
-    if request.every_cmk {
-        return Err(KeyError::Config(format!(
-            "{error}. New files are wrapped under every CMK of the volume, so a writer needs all of them; a read-only mount \
-             (-o ro) goes on with those that open"
-        ))
-        .into());
-    }
-    // Readers go on with those that open.
-    let mut opened = (Vec::new(), Vec::new());
-    for uri in uris {
-        match providers::open_cmk(&uri, &mut opening) {
-            Ok(cmk) => {
-                opened.1.extend(Guard::all(std::slice::from_ref(&uri), vec![cmk], request.outage));
-                opened.0.push(uri);
+
+    /// Those that can be used. A writer has to have all that are not optional; one that cannot be reached and whose URI says
+    /// which key it is counts as opened and comes in when it answers.
+    fn open(&mut self, claims: &VolumeConfig, until: Deadline) -> Result<Opened, MountError> {
+        let mut failed: Option<KeyError> = None;
+        for at in 0..self.uris.len() {
+            if self.cmks[at].is_some() {
+                continue;
             }
-            Err(e) => log::warn!("going on without CMK {uri}: {e}"),
+            let uri = self.uris[at].clone();
+            let cmk = match self.open_one(&uri, claims, until.share(self.uris.len() - at)) {
+                Ok(cmk) => cmk,
+                Err(e) => {
+                    if self.uris.len() > 1 && (uri.optional || !self.request.every_cmk) {
+                        if !self.told {
+                            log::warn!("going on without CMK {uri}: {e}");
+                        }
+                    } else if self.uris.len() > 1 {
+                        return Err(needed_by_a_writer(e).into());
+                    }
+                    failed.get_or_insert(e);
+                    continue;
+                }
+            };
+            let mut others = self.cmks.iter().flatten();
+            if others.any(|other| other.key_ref() == cmk.key_ref()) {
+                let name = cmk.key_ref();
+                return Err(KeyError::Config(format!("CMK {name} is given twice (second time as {uri})")).into());
+            }
+            self.cmks[at] = Guard::all(&[uri], vec![cmk], self.request.outage).pop();
+        }
+        self.told = true;
+        let opened = self.uris.iter().zip(&self.cmks);
+        let opened: Opened = opened.filter_map(|(uri, cmk)| Some((uri.clone(), cmk.clone()?))).unzip();
+        match failed {
+            Some(error) if opened.1.is_empty() => Err(error.into()),
+            _ => Ok(opened),
         }
     }
-    if opened.1.is_empty() { Err(error.into()) } else { Ok(opened) }
+
+    fn open_one(
+        &mut self,
+        uri: &CmkUri,
+        claims: &VolumeConfig,
+        until: Deadline,
+    ) -> Result<Arc<dyn CmkProvider>, KeyError> {
+        if let CmkAddress::Keyfile(_) = uri.address {
+            return providers::open_cmk(uri, &mut self.opening);
+        }
+        let (passphrase, timeout) = (self.request.passphrase.clone(), self.opening.timeout);
+        let reopened = uri.clone();
+        let open = move || providers::open_cmk(&reopened, &mut Opening::new(&passphrase, timeout));
+        let unreachable = match in_time(open.clone(), uri, until) {
+            Err(e @ KeyError::Unreachable { .. }) => e,
+            outcome => return outcome,
+        };
+        // What it would have told: it is one of those that the volume key is wrapped under.
+        let mut names: Vec<KeyRef> = claims.volume_key.iter().map(name_of).filter(|name| uri.may_mean(name)).collect();
+        names.dedup();
+        match <[KeyRef; 1]>::try_from(names) {
+            Ok([name]) => {
+                log::warn!("code=kms-down {unreachable}. The mount starts without it; it comes in when it answers");
+                Ok(Arc::new(LazyCmk::new(name, Box::new(open))))
+            }
+            Err(_) => Err(unreachable),
+        }
+    }
+}
+
+/// `open` on a thread of its own, given up when the time is over.
+fn in_time(
+    open: impl FnOnce() -> Result<Arc<dyn CmkProvider>, KeyError> + Send + 'static,
+    uri: &CmkUri,
+    until: Deadline,
+) -> Result<Arc<dyn CmkProvider>, KeyError> {
+    let (done, opened) = mpsc::sync_channel(1);
+    let spawned = thread::Builder::new().name("kms-open".into()).spawn(move || {
+        // Where nobody waits any more, it closes again.
+        let _ = done.send(open());
+    });
+    if let Err(e) = spawned {
+        return Err(KeyError::Config(format!("cannot start a thread: {e}")));
+    }
+    opened
+        .recv_timeout(until.left())
+        .unwrap_or_else(|_| Err(KeyError::Unreachable { key: uri.to_string(), reason: "no answer in time".into() }))
+}
+
+fn needed_by_a_writer(error: KeyError) -> KeyError {
+    const WHY: &str = "New files are wrapped under every CMK of the volume, so a writer needs all of them that are not \
+                       optional; a read-only mount (-o ro) goes on with those that open";
+    match error {
+        KeyError::Unreachable { key, reason } => KeyError::Unreachable { key, reason: format!("{reason}. {WHY}") },
+        other => KeyError::Config(format!("{other}. {WHY}")),
+    }
+}
+
+/// Whether waiting may help: somebody could not be reached, and nobody who could be asked opens the volume.
+fn may_pass(error: &KeyError, cmks: &[Arc<Guard>]) -> bool {
+    match error {
+        KeyError::Unreachable { .. } => true,
+        KeyError::Refused { .. } => cmks.iter().any(|cmk| cmk.status().state == "unreachable"),
+        _ => false,
+    }
+}
+
+fn name_of(slot: &CmkSlot) -> KeyRef {
+    KeyRef { provider: slot.provider.clone(), key: slot.key_ref.clone() }
 }
 
 fn wraps_volume_key(claims: &VolumeConfig, cmk: &Guard) -> bool {
     let own = cmk.key_ref();
     claims.volume_key.iter().any(|slot| slot.provider == own.provider && slot.key_ref == own.key)
+}
+
+fn contradiction(claims: &VolumeConfig, record: &KnownVolume) -> MountError {
+    MountError::Volume(format!(
+        "volume {} contradicts its record: its key is wrapped under {}, recorded is {}. The volume file was replaced, \
+         or its CMKs were changed elsewhere; if that is known to be right, name the CMK with --cmk",
+        HEXLOWER.encode(&claims.volume_id),
+        wrapping_keys(claims),
+        record.cmks.join(", "),
+    ))
 }
 
 fn wrapping_keys(claims: &VolumeConfig) -> String {

@@ -6,4 +6,6 @@ pub mod descriptor;
 pub mod identity;
 pub mod limits;
 pub mod lock;
+pub mod notify;
+pub mod peer;
 pub mod process;

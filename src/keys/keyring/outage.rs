@@ -63,6 +63,16 @@ impl Keyring {
         cmks.iter().enumerate().filter_map(lost).collect()
     }
 
+    /// A loss for the log.
+    pub fn describe(&self, loss: &Loss) -> String {
+        let cmks = self.cmks.read();
+        let name = cmks.get(loss.cmk).map_or_else(String::new, |cmk| cmk.key_ref().to_string());
+        match loss.reason {
+            Reason::Revoked => format!("CMK {name} refuses"),
+            Reason::Stale => format!("CMK {name} could not be asked for longer than kms_max_stale"),
+        }
+    }
+
     /// From now the CMK's keys count as lost, and those in the caches are gone. A branch that another of its CMKs opens stays,
     /// through that one.
     pub fn enforce(&self, loss: &Loss) {

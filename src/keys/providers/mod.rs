@@ -8,11 +8,11 @@ use super::{CmkProvider, KeyError};
 
 #[cfg(feature = "aws")]
 pub mod aws;
-pub mod deferred;
 #[cfg(feature = "k8s")]
 pub mod k8s;
 pub mod keyfile;
 mod keyfile_document;
+pub mod lazy;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;
 #[cfg(feature = "vault")]

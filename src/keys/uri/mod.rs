@@ -74,6 +74,22 @@ impl CmkUri {
         };
         Self { address, optional: self.optional }
     }
+
+    /// What headers call the provider.
+    pub fn provider(&self) -> &'static str {
+        match &self.address {
+            CmkAddress::Keyfile(_) => "keyfile",
+            CmkAddress::Aws(_) => "awskms",
+            CmkAddress::Vault(_) => "hashivault",
+            CmkAddress::Pkcs11(_) => "pkcs11",
+            CmkAddress::K8s(_) => "k8skms",
+        }
+    }
+
+    /// Whether this address, as it stands, may mean that key: an alias may not, since nobody was asked where it leads.
+    pub fn may_mean(&self, key: &KeyRef) -> bool {
+        key.provider == self.provider() && self.pinned(key) == *self
+    }
 }
 
 /// The `optional` parameter out of the query, for every scheme alike.

@@ -28,6 +28,14 @@ fn stored(config: &VolumeConfig, keys: &VolumeKeys) -> UnverifiedVolume {
     UnverifiedVolume::parse(&config.encode(keys)).unwrap()
 }
 
+fn unlock(
+    volume: UnverifiedVolume,
+    cmks: &[Arc<Guard>],
+    pinned: Option<&[u8; 32]>,
+) -> Result<(VolumeConfig, VolumeKeys), KeyError> {
+    super::unlock(volume, cmks, pinned, deadline(cmks))
+}
+
 #[test]
 fn any_cmk_unlocks_what_was_created() {
     let (a, b) = (cmk("a"), cmk("b"));
