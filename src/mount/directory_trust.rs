@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use super::cipher_dir::CipherDir;
-use super::printable;
 use super::trust::Request;
+use super::{MountError, printable};
 use crate::format::volume::{DirectoryCmk, VolumeConfig};
 use crate::keys::guard::Guard;
+use crate::keys::known_volumes::KnownVolumes;
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::providers::{self, Opening, lazy::LazyCmk};
 use crate::keys::uri::{CmkAddress, CmkUri};
@@ -135,4 +136,29 @@ pub fn report_missing(dir: &CipherDir, config: &VolumeConfig, given: &[Arc<Guard
 fn trust_command(dir: &CipherDir, uri: &str) -> String {
     let quoted = |text: &str| format!("'{}'", printable(text.as_bytes()).replace('\'', r"'\''"));
     format!("envelopefs cmk trust --cmk {} {}", quoted(uri), quoted(&dir.path().display().to_string()))
+}
+
+/// Records that this host trusts these CMKs for directories of the volume, without asking anybody. Gives what the user should
+/// know beside that.
+pub fn trust(dir: &CipherDir, uris: &[String]) -> Result<Vec<String>, MountError> {
+    let uris = super::trust::parse_uris(uris)?;
+    let volume = dir.require_volume()?;
+    let claims = volume.claims();
+    let texts: Vec<String> = uris.iter().map(|uri| uri.to_string()).collect();
+    let records = KnownVolumes::default_location()?;
+    if !records.trust_directory_cmks(&claims.volume_id, &texts)? {
+        return Err(MountError::Volume(format!(
+            "{}: this host has no record of the volume to add to: mount it once with --cmk for each of its CMKs, those of \
+             directories included",
+            dir.path().display()
+        )));
+    }
+    let listed: Vec<String> = claims.directory_cmks.iter().map(|cmk| normal(&cmk.uri)).collect();
+    let unlisted = texts.iter().filter(|text| !listed.contains(text));
+    let remark = |uri: &String| {
+        format!(
+            "the volume does not list {uri} for any directory under this URI: each mount will open it to see which key it has"
+        )
+    };
+    Ok(unlisted.map(remark).collect())
 }

@@ -124,10 +124,14 @@ pub fn start(
     };
     let OpenVolume { fs, files, config, keys } = open_fs(&dir, unlocked, access)?;
     let dir = Arc::new(dir);
-    if !options.read_only {
-        let volume_file = VolumeFile::start(dir.clone(), config, keys).map_err(|e| MountError::Other(e.to_string()))?;
-        files.keyring.on_new_branch(Box::new(move |group, branch| volume_file.put_branch(group, branch)));
-    }
+    let volume_file = if options.read_only {
+        None
+    } else {
+        let file = VolumeFile::start(dir.clone(), config, keys).map_err(|e| MountError::Other(e.to_string()))?;
+        let hook = file.clone();
+        files.keyring.on_new_branch(Box::new(move |group, branch| hook.put_branch(group, branch)));
+        Some(file)
+    };
 
     let behaviour = Behaviour {
         timeout: options.metadata_timeout.unwrap_or(FOREVER),
@@ -161,6 +165,7 @@ pub fn start(
         mountpoint: mountpoint.to_path_buf(),
         device,
         options: options.clone(),
+        volume_file,
         since: (Instant::now(), SystemTime::now()),
         hanging: Arc::default(),
     });
