@@ -7,6 +7,7 @@
 mod commit;
 mod drop_keys;
 mod edges;
+mod group;
 mod pages;
 mod ranges;
 mod read;
@@ -31,6 +32,7 @@ use crate::keys::{
 };
 use crate::store::BackingFile;
 use edges::Edges;
+pub use group::{DirectoryGroup, Inherited};
 use ranges::BlockRanges;
 use state::{State, Writer};
 
@@ -122,6 +124,8 @@ pub struct EncryptedFile<F: BackingFile> {
     keep_header: AtomicBool,
     /// The keys were taken away and nobody has needed them since.
     keys_dropped: AtomicBool,
+    /// What the first header will hang on.
+    group: Arc<Inherited>,
 }
 
 /// The plaintext size that the backing file alone tells, without keys: what `stat` and `lookup` show.
@@ -164,7 +168,20 @@ impl<F: BackingFile> EncryptedFile<F> {
             last_says_size: AtomicBool::new(false),
             keep_header: AtomicBool::new(false),
             keys_dropped: AtomicBool::new(false),
+            group: Arc::default(),
         }
+    }
+
+    /// With another group than the volume's own CMKs for the first header.
+    pub fn inheriting(mut self, group: Arc<Inherited>) -> Self {
+        self.group = group;
+        self
+    }
+
+    /// Whether the next data needs new keys. For a file that has been authenticated.
+    pub fn lacks_keys(&self) -> bool {
+        let st = self.state.read();
+        st.loaded && st.open.is_none()
     }
 
     /// Replaces a read-only backing descriptor by a read-write one for the same inode.
@@ -190,12 +207,6 @@ impl<F: BackingFile> EncryptedFile<F> {
     /// Authenticates the header (and the last block of a growing file); what open(2) reports.
     pub fn authenticate(&self) -> Result<(), FileError> {
         self.loaded_state().map(drop)
-    }
-
-    /// What an open for writing reports beside: whether a key for the first header can be had, where there is none yet.
-    pub fn ready_for_data(&self) -> Result<(), FileError> {
-        let headerless = self.loaded_state()?.open.is_none();
-        if headerless { Ok(self.context.keyring.ready(&None)?) } else { Ok(()) }
     }
 
     /// The shared lock, with length and header known.

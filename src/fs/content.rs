@@ -52,7 +52,8 @@ impl<S: Store> Fs<S> {
             None => {
                 let size = node.size().ok_or(FsError::Errno(libc::ESTALE))?;
                 let backing = self.open_backing(node, access)?;
-                Arc::new(EncryptedFile::new(self.config.files.clone(), backing, write, size))
+                let file = EncryptedFile::new(self.config.files.clone(), backing, write, size);
+                Arc::new(file.inheriting(node.group.clone()))
             }
         };
         self.dirty.set_lingering(node, false);
@@ -101,7 +102,7 @@ impl<S: Store> Fs<S> {
         let node = self.file_node(ino)?;
         if mode.truncate {
             // Emptying a file needs no key, but what is written next does: refused before the old content is gone.
-            self.config.files.keyring.ready(&None)?;
+            self.keys_for_new_files(&node)?;
         }
         let content = self.hold(&node, mode.write || mode.truncate)?;
         // The open is counted, so that keys are looked for under no lock of ours.
@@ -111,8 +112,10 @@ impl<S: Store> Fs<S> {
                 false => Ok(()),
             })
         } else {
-            let ready = if mode.write { content.ready_for_data() } else { content.authenticate() };
-            ready.map_err(|e| self.noted(&node, e))
+            content.authenticate().map_err(|e| self.noted(&node, e)).and_then(|()| match mode.write {
+                true if content.lacks_keys() => self.keys_for_new_files(&node),
+                _ => Ok(()),
+            })
         };
         if ready.is_err() {
             self.let_go(&node);

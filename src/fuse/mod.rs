@@ -297,8 +297,16 @@ impl<S: Store> Filesystem for Adapter<S> {
     ) {
         let Some(kind) = convert::node_kind(mode) else { return reply.error(Errno::EINVAL) };
         let by = caller(request, umask);
-        let made = self.fs.mknod(&by, parent.0, name.as_bytes(), kind, mode & 0o7777, u64::from(rdev));
-        self.entry(self.settle(made, &[parent]), reply);
+        let (mode, rdev) = (mode & 0o7777, u64::from(rdev));
+        let make = move |core: &Core<S>, name: &[u8]| {
+            core.settle(core.fs.mknod(&by, parent.0, name, kind, mode, rdev), &[parent])
+        };
+        let made = make(self, name.as_bytes());
+        if is_pending(&made) {
+            let name = name.as_bytes().to_vec();
+            return self.later(move |core| make(core, &name), |core, made| core.entry(made, reply));
+        }
+        self.entry(made, reply);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {

@@ -30,6 +30,7 @@ pub use super::cache::KeySource;
 mod branch;
 mod outage;
 
+pub use branch::hangs_on;
 pub use outage::{KeyringStatus, Loss};
 
 /// Branch keys kept at most: a volume has one a month or per million files, so only forged headers reach it.
@@ -174,6 +175,11 @@ impl Keyring {
         self.cmks.read().clone()
     }
 
+    /// The volume's own.
+    pub fn own_cmks(&self) -> Vec<Arc<Guard>> {
+        self.cmks.read().iter().take(self.own).cloned().collect()
+    }
+
     /// A CMK that directories hang on beside the volume's own. One that is there already stays as it is.
     pub fn add_cmk(&self, cmk: Arc<Guard>) {
         let mut cmks = self.cmks.write();
@@ -181,6 +187,26 @@ impl Keyring {
             cmk.report_to(&self.bell);
             cmks.push(cmk);
         }
+    }
+
+    /// `NoCmk` where this mount was not given every CMK of a group.
+    pub fn knows(&self, group: &KeyGroup) -> Result<(), KeyError> {
+        self.members(group).map(drop)
+    }
+
+    /// Whether these CMKs work together for new files of this volume: a key that is thrown away is made, wrapped under each
+    /// and opened by each, as a branch's would be. Gives the slots that a header would carry. Asks the providers, and waits.
+    pub fn prove(&self, cmks: &[Arc<Guard>]) -> Result<Vec<CmkSlot>, KeyError> {
+        let context = EncryptionContext::for_branch(&self.volume_id, &random::array());
+        let until = Deadline::after(self.outage.deadline.saturating_mul(2));
+        let (_, slots) = slots::generate(cmks, &context, until.share(2))?;
+        for (n, cmk) in cmks.iter().enumerate() {
+            let slot = slots.iter().find(|slot| slots::belongs(slot, cmk.key_ref())).ok_or_else(|| {
+                KeyError::Config(format!("CMK {} is an optional one and cannot be had at the moment", cmk.key_ref()))
+            })?;
+            slots::unwrap(cmk, slot, &context, until.share(cmks.len() - n))?;
+        }
+        Ok(slots)
     }
 
     /// Fresh identity and keys for a file in a directory of `group`; no provider call while the current branch lasts.

@@ -19,6 +19,8 @@ pub enum PassphraseSource {
     Terminal,
     File(PathBuf),
     Descriptor(i32),
+    /// Nobody can be asked, as in a daemon at work.
+    Nowhere,
 }
 
 impl PassphraseSource {
@@ -34,6 +36,9 @@ impl PassphraseSource {
                 let file = File::from(duplicate(*fd).map_err(|e| KeyError::io(&name, e))?);
                 one_line(protected::read_bounded(file, &name, "passphrase on", PASSPHRASE_MAX + 1)?, &name.display())
             }
+            Self::Nowhere => Err(KeyError::Config(
+                "the key is sealed under a passphrase, and nobody can be asked for it here: give --passphrase-file FILE".into(),
+            )),
         }
     }
 }

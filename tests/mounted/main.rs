@@ -4,6 +4,7 @@
 mod common;
 
 mod content;
+mod directory_cmk;
 mod durability;
 mod full;
 mod lifecycle;

@@ -5,7 +5,7 @@ use super::*;
 /// After a branch could not be replaced, creates go on under the old one for this long before it is tried again.
 const REPLACE_RETRY: Duration = Duration::from_secs(60);
 
-pub(super) type BranchHook = Arc<dyn Fn(&BranchRecord) + Send + Sync>;
+pub(super) type BranchHook = Arc<dyn Fn(&KeyGroup, &BranchRecord) + Send + Sync>;
 
 /// The branches in use.
 #[derive(Default)]
@@ -80,7 +80,7 @@ impl Current {
 }
 
 /// Whether a branch is wrapped under exactly these CMKs.
-fn hangs_on(record: &BranchRecord, names: &[KeyRef]) -> bool {
+pub fn hangs_on(record: &BranchRecord, names: &[KeyRef]) -> bool {
     let names_it = |slot: &CmkSlot| names.iter().any(|name| slots::belongs(slot, name));
     let wrapped_by = |name: &KeyRef| record.slots.iter().any(|slot| slots::belongs(slot, name));
     record.slots.iter().all(names_it) && names.iter().all(wrapped_by)
@@ -98,8 +98,8 @@ impl Keyring {
         self.growing.lock().of(&None).record.clone()
     }
 
-    /// Called whenever a new branch came into being, so that the owner can persist it before files depend on it.
-    pub fn on_new_branch(&self, hook: Box<dyn Fn(&BranchRecord) + Send + Sync>) {
+    /// Called whenever a group got a new branch, so that the owner can persist it before files depend on it.
+    pub fn on_new_branch(&self, hook: Box<dyn Fn(&KeyGroup, &BranchRecord) + Send + Sync>) {
         *self.hook.write() = Some(Arc::from(hook));
     }
 
@@ -179,7 +179,7 @@ impl Keyring {
             (flight, current.live.clone(), current.record.clone())
         };
         let landing = Landing { keyring: self, group, flight: &flight };
-        let outcome = self.next_branch(previous, record, members);
+        let outcome = self.next_branch(group, previous, record, members);
         let answer = {
             let mut growing = self.growing.lock();
             let current = growing.of(group);
@@ -223,23 +223,24 @@ impl Keyring {
     /// With an old branch that had to stay comes the reason.
     fn next_branch(
         &self,
+        group: &KeyGroup,
         previous: Option<Live>,
         record: Option<BranchRecord>,
         members: &Members,
     ) -> Result<(Live, Option<KeyError>), KeyError> {
-        let Some(record) = record else { return Ok((self.make_branch(None, members)?, None)) };
+        let Some(record) = record else { return Ok((self.make_branch(group, None, members)?, None)) };
         if !self.is_due(&record, previous.as_ref().map_or(0, |live| live.files), members) {
             match self.revive(&record) {
                 Ok(live) => return Ok((live, None)),
                 // Nobody can use this branch any more: new files get one of their own.
                 Err(e @ (KeyError::BadBlob { .. } | KeyError::NoCmk { .. })) => {
                     log::warn!("the volume's recorded branch is replaced: {e}");
-                    return Ok((self.make_branch(None, members)?, None));
+                    return Ok((self.make_branch(group, None, members)?, None));
                 }
                 Err(e) => return Err(e),
             }
         }
-        match self.make_branch(Some(&record), members) {
+        match self.make_branch(group, Some(&record), members) {
             Ok(live) => Ok((live, None)),
             Err(why) => match previous.map_or_else(|| self.revive(&record), Ok) {
                 Ok(live) => Ok((live, Some(why))),
@@ -274,7 +275,12 @@ impl Keyring {
 
     /// A new branch under all CMKs of its group. It must not be open to fewer of them than the one it replaces: a mount that
     /// was given only some of a volume's CMKs would otherwise lock the others out of every new file.
-    fn make_branch(&self, replaces: Option<&BranchRecord>, members: &Members) -> Result<Live, KeyError> {
+    fn make_branch(
+        &self,
+        group: &KeyGroup,
+        replaces: Option<&BranchRecord>,
+        members: &Members,
+    ) -> Result<Live, KeyError> {
         let slots_before = replaces.map_or(&[][..], |record| &record.slots);
         let known = |slot: &&CmkSlot| members.iter().any(|(_, cmk)| slots::belongs(slot, cmk.key_ref()));
         let missing: Vec<CmkSlot> = slots_before.iter().filter(|slot| !known(slot)).cloned().collect();
@@ -300,7 +306,7 @@ impl Keyring {
         self.branches.insert(&id, &key_commitment(&key), held);
         let hook = self.hook.read().clone();
         if let Some(hook) = hook {
-            hook(&record);
+            hook(group, &record);
         }
         Ok(Live { record: Arc::new(record), key, source, files: 0 })
     }
