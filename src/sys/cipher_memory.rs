@@ -137,7 +137,7 @@ mod tests {
         let after = OPENSSL_memory_alloc(0);
         assert!(in_key_memory(key));
         for block in [plain, large, after] {
-            assert!(!block.is_null() && block as usize % 16 == 0 && !in_key_memory(block));
+            assert!(!block.is_null() && (block as usize).is_multiple_of(16) && !in_key_memory(block));
         }
         // SAFETY: live blocks of the sizes asked for above.
         unsafe {

@@ -242,7 +242,7 @@ fn holder() {
     let Ok(how) = std::env::var(HOLDER) else { return };
     let stdin = || std::io::stdin();
     // Straight into its place: std's own buffer would keep a copy.
-    let mut fill = |place: &mut [u8; 32]| {
+    let fill = |place: &mut [u8; 32]| {
         let mut filled = 0;
         while filled < 32 {
             match rustix::io::read(stdin(), &mut place[filled..]).unwrap() {
@@ -264,7 +264,7 @@ fn holder() {
         wait("DROPPED");
         return;
     }
-    let key = Secret32::written_by(&mut fill).unwrap();
+    let key = Secret32::written_by(fill).unwrap();
     let schedule = AeadKey::new(&key);
     let file = FileKeys::derive(&[7; 32], &key);
     let block = file.block_key([1, 2, 3, 4]);
