@@ -98,11 +98,11 @@ fn a_rewritten_token_file_is_picked_up() {
 fn a_periodic_token_is_kept_alive() {
     let Some(bao) = Bao::start() else { return };
     bao.write_policy("app", "");
-    let file = bao.secret("app", &bao.token(json!({"policies": ["app"], "period": "2s"})));
+    let file = bao.secret("app", &bao.token(json!({"policies": ["app"], "period": "4s"})));
     let cmk = open(&bao.uri_with("app", &format!("token_file={}", file.display()))).unwrap();
-    // Three periods without a call: only a renewal can have kept it.
-    std::thread::sleep(Duration::from_secs(6));
-    works(&*cmk, "after three periods");
+    // More than two periods without a call: only a renewal can have kept it.
+    std::thread::sleep(Duration::from_secs(9));
+    works(&*cmk, "after two periods");
     drop(cmk);
     eventually("the token ends once nobody renews it", || bao.app_tokens().is_empty());
 }
@@ -110,13 +110,13 @@ fn a_periodic_token_is_kept_alive() {
 #[test]
 fn approle_renews_and_logs_in_again_at_the_end() {
     let Some(bao) = Bao::start() else { return };
-    let role_id = bao.enable_approle(json!({"token_policies": ["app"], "token_ttl": "2s"}));
+    let role_id = bao.enable_approle(json!({"token_policies": ["app"], "token_ttl": "4s"}));
     let secret = bao.secret("sid", &bao.secret_id());
     let uri = bao.uri_with("app", &format!("auth=approle&role_id={role_id}&secret_id_file={}", secret.display()));
     let cmk = open(&uri).unwrap();
     let first = bao.app_tokens();
     assert_eq!(first.len(), 1);
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(9));
     works(&*cmk, "after more than two leases");
     assert_eq!(bao.app_tokens(), first, "it was renewed, not replaced");
     drop(cmk);
@@ -261,7 +261,7 @@ fn read_request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
 fn kubernetes_logs_in_with_the_pods_token() {
     let Some(bao) = Bao::start() else { return };
     bao.write_policy("app", "");
-    let front = KubernetesLogin::start(&bao, "2s");
+    let front = KubernetesLogin::start(&bao, "4s");
     let pod = bao.secret("pod", "pod-token\n");
     let uri = |role: &str| {
         format!(
@@ -273,7 +273,7 @@ fn kubernetes_logs_in_with_the_pods_token() {
     let cmk = open(&uri("app")).unwrap();
     works(&*cmk, "logged in");
     assert_eq!(*front.seen.lock().unwrap(), [json!({"role": "app", "jwt": "pod-token"})]);
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(9));
     works(&*cmk, "after two leases");
     assert_eq!(front.seen.lock().unwrap().len(), 1, "it was renewed");
 

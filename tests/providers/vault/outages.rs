@@ -60,7 +60,7 @@ fn meanwhile(front: &FaultServer, cmk: &dyn CmkProvider, blob: &[u8], behaviour:
     let start = Instant::now();
     let outcomes =
         [cmk.unwrap(blob, &branch(1)).map(drop), cmk.generate(&branch(1)).map(drop), cmk.describe().map(drop)];
-    assert!(start.elapsed() < Duration::from_secs(9), "{behaviour:?} took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{behaviour:?} took {:?}", start.elapsed());
     let [first, ..] = outcomes.map(|outcome| match outcome {
         Err(e) => e,
         Ok(()) => panic!("{behaviour:?}: answered"),
@@ -73,7 +73,7 @@ fn whatever_is_no_answer_is_unreachable_and_ends_in_time() {
     let Some(bao) = Bao::start() else { return };
     let front = FaultServer::start(Behaviour::Forward(bao.port));
     let uri = bao.uri("app").replace(&bao.address(), &format!("http://127.0.0.1:{}", front.port));
-    let timeout = Duration::from_secs(1);
+    let timeout = Duration::from_secs(2);
     let cmk = open_within(&uri, timeout).unwrap();
     let (key, blob) = cmk.generate(&branch(1)).unwrap();
     let errors = |text: &str| serde_json::to_vec(&json!({ "errors": [text] })).unwrap();
@@ -81,7 +81,7 @@ fn whatever_is_no_answer_is_unreachable_and_ends_in_time() {
     let cases = [
         Behaviour::Hang,
         Behaviour::Close,
-        Behaviour::Slow(bao.port, Duration::from_secs(3)),
+        Behaviour::Slow(bao.port, Duration::from_secs(5)),
         Behaviour::Trickle(Duration::from_millis(20)),
         Behaviour::Endless,
         Behaviour::Raw(Vec::new()),
@@ -121,7 +121,7 @@ fn whatever_is_no_answer_is_unreachable_and_ends_in_time() {
             Err(KeyError::Unreachable { .. }) => {}
             other => panic!("{behaviour:?}: {:?}", other.err()),
         }
-        assert!(start.elapsed() < Duration::from_secs(4), "{behaviour:?}: opening took {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(8), "{behaviour:?}: opening took {:?}", start.elapsed());
     }
     // In the server's own words they are definite.
     let no = meanwhile(&front, &*cmk, &blob, Behaviour::Reply(403, json, errors("permission denied")));
@@ -166,7 +166,7 @@ fn many_at_once_wait_for_one_login_and_no_longer_than_they_may() {
     let uri = bao
         .uri_with("app", &format!("auth=approle&role_id={role_id}&secret_id_file={}", secret.display()))
         .replace(&bao.address(), &format!("http://127.0.0.1:{}", front.port));
-    let cmk = open_within(&uri, Duration::from_secs(1)).unwrap();
+    let cmk = open_within(&uri, Duration::from_secs(2)).unwrap();
     let (_, blob) = cmk.generate(&branch(1)).unwrap();
     front.set(Behaviour::Hang);
     std::thread::sleep(Duration::from_millis(1500));
@@ -177,7 +177,7 @@ fn many_at_once_wait_for_one_login_and_no_longer_than_they_may() {
         }
     });
     // One after the other would take sixteen times as long.
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(16), "{:?}", start.elapsed());
     front.set(Behaviour::Forward(bao.port));
     cmk.unwrap(&blob, &branch(1)).unwrap();
     // The renewing thread ends with the CMK, even while its request hangs.
@@ -185,7 +185,7 @@ fn many_at_once_wait_for_one_login_and_no_longer_than_they_may() {
     std::thread::sleep(Duration::from_millis(800));
     let (start, weak) = (Instant::now(), Arc::downgrade(&cmk));
     drop(cmk);
-    assert!(weak.upgrade().is_none() && start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(weak.upgrade().is_none() && start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn what_a_failing_login_says_is_not_final_while_the_server_is_away() {
     let uri = bao
         .uri_with("app", &format!("token_file={}", file.display()))
         .replace(&bao.address(), &format!("http://127.0.0.1:{}", front.port));
-    let cmk = open_within(&uri, Duration::from_secs(1)).unwrap();
+    let cmk = open_within(&uri, Duration::from_secs(2)).unwrap();
     let (_, blob) = cmk.generate(&branch(1)).unwrap();
     bao.must("POST", "auth/token/revoke", json!({ "token": first }));
     assert_refused(cmk.unwrap(&blob, &branch(1)), &["expired or revoked"], "revoked");
