@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Failure, PassphraseArgs, say};
-use crate::keys::passphrase::PassphraseSource;
 use crate::keys::providers::keyfile;
+use crate::keys::passphrase::PassphraseSource;
 use crate::keys::uri::{CmkUri, KeyfileUri};
 
 /// Make a keyfile with a fresh customer master key (CMK)

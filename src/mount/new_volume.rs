@@ -10,8 +10,8 @@ use crate::fs::Fs;
 use crate::keys::keyring::KeyPolicy;
 use crate::keys::known_volumes::{KnownVolume, KnownVolumes};
 use crate::keys::passphrase::PassphraseSource;
-use crate::keys::providers::{KMS_DEADLINE, Opening, keyfile, open_cmks};
 use crate::keys::uri::{CmkUri, KeyfileUri};
+use crate::keys::providers::{KMS_DEADLINE, Opening, keyfile, open_cmks};
 use crate::keys::{self, KeyError, volume::NewVolume};
 
 /// The keyfile that is used where no CMK is named, in the configuration directory.

@@ -10,8 +10,8 @@ use super::{MountError, printable};
 use crate::format::volume::{UnverifiedVolume, VolumeConfig, VolumeKeys};
 use crate::keys::known_volumes::{KnownVolume, KnownVolumes};
 use crate::keys::passphrase::PassphraseSource;
-use crate::keys::providers::{self, KMS_DEADLINE, Opening};
 use crate::keys::uri::CmkUri;
+use crate::keys::providers::{self, KMS_DEADLINE, Opening};
 use crate::keys::{self, CmkProvider, KeyError};
 
 /// How a command wants a volume unlocked.

@@ -8,7 +8,6 @@ use std::{
 use parking_lot::Mutex;
 
 use super::keyfile_document::{Cost, KEYFILE_MAX, Key, KeyVersion, Keyfile, Material, Sealed};
-use crate::crypto::{random, secret::Secret32, wrap};
 use crate::keys::{
     CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef,
     known_volumes::KnownVolumes,
@@ -17,6 +16,7 @@ use crate::keys::{
     protected::{self, Protection},
     unix_now,
 };
+use crate::crypto::{random, secret::Secret32, wrap};
 
 /// The name that headers record.
 pub const PROVIDER: &str = "keyfile";
@@ -47,7 +47,8 @@ fn create_with(
     let passphrase =
         passphrase.map(|source| source.read(&format!("New passphrase for {}: ", path.display()), true)).transpose()?;
     let sealing = passphrase.as_ref().map(|passphrase| (passphrase.as_slice(), cost));
-    let (keyfile, bytes) = Keyfile::fresh(description, unix_now(), sealing).map_err(|why| malformed(path, &why))?;
+    let (keyfile, bytes) =
+        Keyfile::fresh(description, unix_now(), sealing).map_err(|why| malformed(path, &why))?;
     let info = keyfile.keys.first().map(info).ok_or_else(|| malformed(path, "no key"))?;
     // The documented place for keyfiles, which a fresh host does not have yet; no other directory is made up.
     if let (Ok(dir), Some(parent)) = (KnownVolumes::config_dir(), path.parent())

@@ -8,8 +8,8 @@ use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::crypto::{random, secret::Secret32, wrap};
 use crate::keys::CmkState;
+use crate::crypto::{random, secret::Secret32, wrap};
 
 /// Larger keyfiles are refused: bytes.
 pub const KEYFILE_MAX: usize = 1 << 20;
