@@ -238,6 +238,9 @@ fn what_the_plugin_says_decides() {
         assert_refused(cmk.generate(&branch(1)), &["as the test\\nwishes"], code);
         assert_refused(cmk.unwrap(&blob, &branch(1)), &["Decrypt: "], code);
     }
+    mode("says:failed to decrypt operation error KMS: Decrypt, StatusCode: 400, DisabledException: kek is disabled.");
+    assert_refused(cmk.generate(&branch(1)), &["DisabledException"], "a KMS behind the plugin");
+    assert_refused(cmk.unwrap(&blob, &branch(1)), &["DisabledException"], "a KMS behind the plugin");
     // Errors of the plugin's own service, whatever their code: it does not open its own fresh seed either.
     for code in ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "INVALID_ARGUMENT"] {
         mode(&format!("code:{code}"));
@@ -259,11 +262,25 @@ fn what_the_plugin_says_decides() {
     mode("fails-once");
     cmk.unwrap(&blob, &branch(1)).unwrap();
     let methods: Vec<_> = plugin.requests()[before..].iter().map(|r| r.split(' ').next().unwrap().to_owned()).collect();
-    assert_eq!(methods, ["Decrypt", "Status", "Encrypt", "Decrypt", "Decrypt"]);
+    assert_eq!(methods, ["Decrypt", "Encrypt", "Decrypt", "Status", "Decrypt"]);
     mode("short");
     assert_bad_blob(cmk.unwrap(&blob, &branch(1)), "31 bytes");
     mode("ok");
     cmk.unwrap(&blob, &branch(1)).unwrap();
+}
+
+/// Else whoever writes to one file would take everybody's keys away.
+#[test]
+fn a_blob_that_names_another_key_does_not_revoke_this_one() {
+    let Some(plugin) = Plugin::start("one") else { return };
+    let cmk = plugin.cmk(PATIENT);
+    let (_, mut blob) = cmk.generate(&branch(1)).unwrap();
+    let at = blob.windows(5).position(|w| w == b"kek/1").unwrap();
+    blob[at..at + 5].copy_from_slice(b"other");
+    match cmk.unwrap(&blob, &branch(1)) {
+        Err(KeyError::BadBlob { reason, .. }) => assert!(reason.contains("no right to other"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

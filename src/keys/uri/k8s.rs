@@ -58,7 +58,7 @@ impl K8sUri {
     }
 
     /// The name that headers record.
-    pub(in crate::keys) fn key_name(&self) -> String {
+    pub fn key_name(&self) -> String {
         match &self.name {
             Some(name) => name.clone(),
             None => encode(self.socket.as_os_str().as_bytes()),

@@ -72,7 +72,7 @@ impl Pkcs11Uri {
 
     /// What headers call a key: by its CKA_ID where it has one, on a token by its label where it has one. Labels and ids
     /// are given by the administrator and survive a restored or replaced device; serial numbers and slots do not.
-    pub(in crate::keys) fn key_name(token: &str, serial: &str, object: &str, id: &[u8]) -> String {
+    pub fn key_name(token: &str, serial: &str, object: &str, id: &[u8]) -> String {
         let token = match token {
             "" => format!("serial={}", encode_attribute(serial.as_bytes())),
             label => format!("token={}", encode_attribute(label.as_bytes())),

@@ -33,6 +33,8 @@ def begin(method, request, context):
         threading.Event().wait(600)
     if mode.startswith("code:") and method != "Status":
         context.abort(getattr(grpc.StatusCode, mode.removeprefix("code:")), "as the test\nwishes")
+    if mode.startswith("says:") and method != "Status":
+        context.abort(grpc.StatusCode.UNKNOWN, mode.removeprefix("says:"))
     return wanted, mode
 
 
@@ -63,6 +65,8 @@ class Plugin(kms_pb2_grpc.KeyManagementServiceServicer):
             context.abort(grpc.StatusCode.INTERNAL, "try again")
         if mode == "cannot-decrypt" or request.key_id in wanted.get("gone", []):
             context.abort(grpc.StatusCode.UNKNOWN, "failed to decrypt")
+        if not request.key_id.startswith("kek/"):
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"no right to {request.key_id}")
         if not request.uid:
             context.abort(grpc.StatusCode.UNKNOWN, "no uid")
         try:

@@ -42,6 +42,17 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// The same after an earlier one.
+    fn after(self, why: &str) -> Self {
+        let add = |reason: String| format!("{why}; {reason}");
+        match self {
+            Self::Refused(reason) => Self::Refused(add(reason)),
+            Self::Unreachable(reason) | Self::Unclear(reason) => Self::Unreachable(add(reason)),
+            Self::Config(reason) => Self::Config(add(reason)),
+            Self::NotOurs(reason) => Self::NotOurs(add(reason)),
+        }
+    }
+
     pub fn of(self, key: &str) -> KeyError {
         let key = key.to_owned();
         match self {
@@ -93,44 +104,44 @@ impl Plugin {
         self.call("Encrypt", EncryptRequest { plaintext: plaintext.expose().to_vec(), uid: uid() }, until)
     }
 
-    /// An unclear error is cleared up: where the plugin is well and opens what it has just made but again not this, the
-    /// ciphertext is not its own.
+    /// Opens what the plugin has made. An error is believed only where the plugin does no better with something fresh: many
+    /// plugins answer everything with the same code, and the key id in a blob belongs to whoever can write there, so that a
+    /// refusal may be of another key.
     pub fn decrypt(&self, mut request: DecryptRequest, until: Instant) -> Result<DecryptResponse, Trouble> {
         let asked = request.key_id.clone();
         let why = match self.call("Decrypt", request.clone(), until) {
-            Err(Trouble::Unclear(why)) => why,
+            Err(Trouble::Unclear(why) | Trouble::Refused(why)) => why,
             other => return other,
         };
-        let add = |reason: String| format!("{why}; {reason}");
-        let current = match self.status(until).and_then(|status| self.try_out(until).map(|()| status.key_id)) {
-            Ok(key_id) => key_id,
-            Err(Trouble::Refused(reason)) => return Err(Trouble::Refused(add(reason))),
-            Err(Trouble::Config(reason) | Trouble::NotOurs(reason)) => return Err(Trouble::Unreachable(add(reason))),
-            Err(Trouble::Unreachable(reason) | Trouble::Unclear(reason)) => {
-                return Err(Trouble::Unreachable(add(reason)));
-            }
-        };
+        let current = self.try_out(until).map_err(|trouble| match trouble {
+            // What the plugin says of itself tells more than a code that means anything.
+            Trouble::Unclear(reason) => match self.status(until) {
+                Err(Trouble::Unreachable(more)) => Trouble::Unreachable(format!("{reason}; {more}")),
+                _ => Trouble::Unreachable(reason),
+            },
+            other => other.after(&why),
+        })?;
+        self.status(until).map_err(|trouble| trouble.after(&why))?;
         request.uid = uid();
         match self.call("Decrypt", request, until) {
-            Err(Trouble::Unclear(_)) if asked == current => return Err(Trouble::NotOurs(why)),
-            Err(Trouble::Unclear(_)) => {}
-            other => return other,
+            Err(Trouble::Unclear(_) | Trouble::Refused(_)) if asked == current => Err(Trouble::NotOurs(why)),
+            Err(Trouble::Unclear(_) | Trouble::Refused(_)) => Err(Trouble::NotOurs(format!(
+                "{why}; it was made under key_id {}, the plugin uses {} now",
+                printable(&asked),
+                printable(&current)
+            ))),
+            other => other,
         }
-        Err(Trouble::NotOurs(add(format!(
-            "it was made under key_id {}, the plugin uses {} now",
-            printable(&asked),
-            printable(&current)
-        ))))
     }
 
-    /// There and back with something fresh.
-    fn try_out(&self, until: Instant) -> Result<(), Trouble> {
+    /// There and back with something fresh. The key id it was made under.
+    fn try_out(&self, until: Instant) -> Result<String, Trouble> {
         let probe = Secret32::random();
         let EncryptResponse { ciphertext, key_id, annotations } = self.encrypt(&probe, until)?;
-        let request = DecryptRequest { ciphertext, uid: uid(), key_id, annotations };
+        let request = DecryptRequest { ciphertext, uid: uid(), key_id: key_id.clone(), annotations };
         let back: DecryptResponse = self.call("Decrypt", request, until)?;
         if kdf::mac_eq(&back.plaintext, probe.expose()) {
-            Ok(())
+            Ok(key_id)
         } else {
             Err(Trouble::Unreachable("the plugin does not give back what it was given".into()))
         }
@@ -210,8 +221,19 @@ fn meaning(method: &str, status: &tonic::Status) -> Trouble {
         Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Cancelled | Code::Aborted => {
             Trouble::Unreachable(text)
         }
+        _ if says_no(status.message()) => Trouble::Refused(text),
         _ => Trouble::Unclear(text),
     }
+}
+
+/// Whether a text without a code holds the definite no of a KMS behind the plugin: disabled, deleted, access denied. The
+/// plugins for AWS, Google Cloud and Azure pass on what their SDK says and answer `Unknown` to everything.
+fn says_no(message: &str) -> bool {
+    const AWS: [&str; 4] =
+        ["DisabledException:", "KMSInvalidStateException:", "AccessDeniedException:", "NotFoundException:"];
+    const GOOGLE: [&str; 3] = ["googleapi: Error 403:", "googleapi: Error 404:", ", failedPrecondition"];
+    const AZURE: [&str; 2] = ["StatusCode=403", "StatusCode=404"];
+    AWS.iter().chain(&GOOGLE).chain(&AZURE).any(|marker| message.contains(marker))
 }
 
 /// Foreign text, bounded and without control characters.
@@ -243,6 +265,20 @@ mod tests {
             assert!(matches!(says(code), Trouble::Unclear(_)));
         }
         assert!(matches!(says(Code::Unimplemented), Trouble::Config(text) if text.contains("KMS v2")));
+        let unknown = |text: &str| meaning("Encrypt", &Status::unknown(text));
+        for text in [
+            "failed to encrypt operation error KMS: Encrypt, https response error StatusCode: 400, RequestID: 1, DisabledException: x",
+            "googleapi: Error 403: Permission 'cloudkms.cryptoKeyVersions.useToEncrypt' denied on resource 'x', forbidden",
+            "googleapi: Error 400: x is not enabled, current state is: DISABLED., failedPrecondition",
+            "failed to encrypt, error: keyvault.BaseClient#Encrypt: Failure responding to request: StatusCode=403 -- Original Error: x",
+        ] {
+            assert!(matches!(unknown(text), Trouble::Refused(_)), "{text}");
+        }
+        for text in
+            ["", "googleapi: Error 503: x, backendError", "StatusCode=429", "ThrottlingException: Rate exceeded"]
+        {
+            assert!(matches!(unknown(text), Trouble::Unclear(_)), "{text}");
+        }
         assert_eq!(printable(&"é".repeat(300)).chars().count(), TEXT_MAX + 1);
     }
 }

@@ -1,7 +1,7 @@
 //! One AES key on one token through one session, opened again when it was lost. May wait for the device: belongs on a
 //! worker thread. Knows PKCS#11, no contexts and no policy.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use cryptoki::{
     error::{Error, Result as Answer},
@@ -263,7 +263,7 @@ impl Drop for TokenKey {
     }
 }
 
-fn read_pin(path: &PathBuf) -> Result<Pin, Failure> {
+fn read_pin(path: &Path) -> Result<Pin, Failure> {
     let mut pin = protected::read(path, "PIN file", Protection::Secret, PIN_MAX).map_err(Failure::File)?;
     if pin.last() == Some(&b'\n') {
         pin.pop();
