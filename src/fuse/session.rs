@@ -19,25 +19,27 @@ pub struct Loops {
     pub own_queues: bool,
 }
 
-/// What the kernel has cached of our files.
+/// A connection that is being served.
+pub struct Serving {
+    /// Ends when the connection does.
+    pub thread: JoinHandle<io::Result<()>>,
+    pub page_cache: PageCache,
+}
+
+/// The kernel's pages of our files.
+#[derive(Clone)]
 pub struct PageCache(Notifier);
 
 impl PageCache {
-    /// Drops the cached pages of a file; dirty ones are written to us first, so no event loop may call this. ENOENT: the
-    /// kernel does not know the inode.
-    pub fn drop_pages(&self, ino: Ino) -> io::Result<()> {
+    /// Has the kernel write an inode's dirty pages, wait for that, and drop its pages and attributes. Never from a thread
+    /// that answers requests: it would wait for itself. An inode that the kernel does not know is no error.
+    pub fn invalidate(&self, ino: Ino) -> io::Result<()> {
         self.0.inval_inode(INodeNo(ino), 0, 0)
     }
 }
 
 /// Answers the handshake on a fresh connection, then serves it from threads of its own.
-/// The thread that is returned ends when the connection does.
-pub fn serve<S: Store>(
-    fs: Arc<Fs<S>>,
-    behaviour: Behaviour,
-    device: OwnedFd,
-    loops: Loops,
-) -> io::Result<(JoinHandle<io::Result<()>>, PageCache)> {
+pub fn serve<S: Store>(fs: Arc<Fs<S>>, behaviour: Behaviour, device: OwnedFd, loops: Loops) -> io::Result<Serving> {
     let (adapter, notifier) = Adapter::new(fs, behaviour)?;
     let mut config = Config::default();
     config.n_threads = Some(loops.count);
@@ -47,7 +49,7 @@ pub fn serve<S: Store>(
     let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
     // Nobody else sets it.
     let _ = notifier.set(session.notifier());
-    let pages = PageCache(session.notifier());
+    let page_cache = PageCache(session.notifier());
     let thread = thread::Builder::new().name("session".into()).spawn(move || session.run())?;
-    Ok((thread, pages))
+    Ok(Serving { thread, page_cache })
 }

@@ -36,7 +36,7 @@ pub struct Mounted {
     pub files: Arc<FileContext>,
     /// Holds the lock.
     pub dir: Arc<CipherDir>,
-    pub pages: PageCache,
+    pub page_cache: PageCache,
     /// Canonical.
     pub mountpoint: PathBuf,
     /// `major, minor` of the mount's st_dev.
@@ -111,7 +111,7 @@ impl Mounted {
         self.within("drop-keys", DROP, move |mounted| {
             let inodes = mounted.fs.drop_keys(&|source| which(mounted.keyring(), source));
             for ino in &inodes {
-                match mounted.pages.drop_pages(*ino) {
+                match mounted.page_cache.invalidate(*ino) {
                     // The kernel has forgotten it, or the mount is gone.
                     Err(e) if !is_absence(&e) => {
                         log::error!("code=page-cache cached plaintext of inode {ino} could not be dropped: {e}");

@@ -157,7 +157,7 @@ pub fn start(
     let undo = Undo { mountpoint, device: kernel::device_of(dir.path(), mountpoint) };
 
     let loops = Loops { count: event_loops(), own_queues: kernel::can_clone_device() };
-    let (session, pages) = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
+    let serving = session::serve(fs.clone(), behaviour, device, loops).map_err(failed)?;
     let Some(device) = undo.device else {
         return Err(MountError::Mountpoint(format!("{}: the mount is not to be found there", mountpoint.display())));
     };
@@ -167,7 +167,7 @@ pub fn start(
         fs,
         files,
         dir,
-        pages,
+        page_cache: serving.page_cache,
         mountpoint: mountpoint.to_path_buf(),
         device,
         options: options.clone(),
@@ -175,7 +175,7 @@ pub fn start(
         since: (Instant::now(), SystemTime::now()),
         hanging: Arc::default(),
     });
-    let mut running = Running { mounted, session, helpers: Helpers::default(), _keeper: keeper };
+    let mut running = Running { mounted, session: serving.thread, helpers: Helpers::default(), _keeper: keeper };
     match running.settle() {
         Ok(()) => Ok(running),
         // Somebody who was quick may have written already.

@@ -5,6 +5,7 @@ mod common;
 
 mod content;
 mod directory_cmk;
+mod control;
 mod durability;
 mod full;
 mod lifecycle;

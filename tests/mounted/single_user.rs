@@ -13,17 +13,17 @@ use crate::common::*;
 use crate::needs;
 
 /// fusermount3 wants a user that the password file knows.
-const NOBODY: User = User { uid: 65_534, gid: 65_534, groups: &[], umask: 0o022 };
+pub const NOBODY: User = User { uid: 65_534, gid: 65_534, groups: &[], umask: 0o022 };
 
 /// A volume of user nobody's, made and mounted with its ids. Where root runs the tests the command is copied to a place
 /// that others can reach.
-struct Home {
-    volume: Volume,
-    binary: PathBuf,
+pub struct Home {
+    pub volume: Volume,
+    pub binary: PathBuf,
 }
 
 impl Home {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let device = NOBODY.run(|| OpenOptions::new().read(true).write(true).open("/dev/fuse").map(drop));
         device.expect("/dev/fuse must be open to every user, as udev makes it: chmod 0666 /dev/fuse");
         let volume = Volume::unmade(None);
@@ -39,22 +39,23 @@ impl Home {
         home.ok(&["init".into(), "--cmk".into(), cmk, home.volume.cipher.clone()]);
         home
     }
-    fn command(&self, arguments: &[PathBuf]) -> Command {
+    pub fn command(&self, arguments: &[PathBuf]) -> Command {
         let mut command = NOBODY.command(&self.binary);
         command.args(arguments).env("ENVELOPEFS_CONFIG_DIR", &self.volume.config).env_remove("HOME");
+        command.env("ENVELOPEFS_RUNTIME_DIR", self.volume.runtime());
         command
     }
     fn ok(&self, arguments: &[PathBuf]) {
         let output = finish(&mut self.command(arguments));
         assert!(output.status.success(), "{}", text(&output));
     }
-    fn mount(&self) -> Mount {
+    pub fn mount(&self) -> Mount {
         let (cipher, mountpoint) = (self.volume.cipher.clone(), self.volume.mountpoint.clone());
         let command = self.command(&["mount".into(), "--foreground".into(), cipher, mountpoint.clone()]);
         Mount::wait_until_up(&self.volume, &mountpoint, command)
     }
 }
-fn unmount_by_fusermount(mount: Mount) {
+pub fn unmount_by_fusermount(mount: Mount) {
     mount.unmount_with(|path| {
         let status = NOBODY.command("fusermount3").arg("-u").arg(path).status()?;
         if status.success() { Ok(()) } else { Err(std::io::Error::other("fusermount3 -u failed")) }
