@@ -148,6 +148,10 @@ impl Volume {
         arguments.push(self.cipher.clone().into());
         self.ok(arguments);
     }
+    /// Where its mounts have their control sockets; made by the first one.
+    pub fn runtime(&self) -> PathBuf {
+        self.scratch().join("run")
+    }
     /// The URI of this volume's CMK.
     pub fn cmk(&self) -> String {
         format!("keyfile://{}", self.keyfile.display())
@@ -159,6 +163,7 @@ impl Volume {
     pub fn command<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, arguments: I) -> Command {
         let mut command = Command::new(binary());
         command.args(arguments).env("ENVELOPEFS_CONFIG_DIR", &self.config).stdin(Stdio::null());
+        command.env("ENVELOPEFS_RUNTIME_DIR", self.runtime());
         command
     }
     /// Runs to the end with output in files (a daemon that kept a pipe would hang us), whatever the exit code.
