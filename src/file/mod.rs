@@ -5,6 +5,7 @@
 //! length, phase or header), then the edge stripes of the blocks written, then `writer` or `written` for a moment.
 
 mod commit;
+mod drop_keys;
 mod edges;
 mod group;
 mod pages;
@@ -24,7 +25,11 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::format::block;
 use crate::format::geometry::{Geometry, Length, PAGE, PLAIN};
 use crate::format::small::XattrCodec;
-use crate::keys::{KeyError, keyring::Keyring};
+use crate::keys::{
+    KeyError,
+    keyring::{Keyring, Waits},
+    wanted::Wanted,
+};
 use crate::store::BackingFile;
 use edges::Edges;
 pub use group::{DirectoryGroup, Inherited};
@@ -35,6 +40,15 @@ use state::{State, Writer};
 pub struct FileContext {
     pub keyring: Keyring,
     pub geometry: Geometry,
+}
+
+impl Waits for FileError {
+    fn wanted(&self) -> Option<&Wanted> {
+        match self {
+            FileError::Key(e) => e.wanted(),
+            _ => None,
+        }
+    }
 }
 
 /// Why a file operation failed. `code` is the stable word for logs.
@@ -108,6 +122,8 @@ pub struct EncryptedFile<F: BackingFile> {
     /// The current version of the last block carries the `valid_len` of the current size.
     last_says_size: AtomicBool,
     keep_header: AtomicBool,
+    /// The keys were taken away and nobody has needed them since.
+    keys_dropped: AtomicBool,
     /// What the first header will hang on.
     group: Arc<Inherited>,
 }
@@ -151,6 +167,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             uncommitted: AtomicBool::new(false),
             last_says_size: AtomicBool::new(false),
             keep_header: AtomicBool::new(false),
+            keys_dropped: AtomicBool::new(false),
             group: Arc::default(),
         }
     }

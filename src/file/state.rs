@@ -149,6 +149,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             self.adopt_growing(st, blocks)?;
         }
         st.loaded = true;
+        self.keys_dropped.store(false, Ordering::Release);
         Ok(())
     }
 

@@ -100,8 +100,12 @@ impl<S: Store> Fs<S> {
             self.writable()?;
         }
         let node = self.file_node(ino)?;
+        if mode.truncate {
+            // Emptying a file needs no key, but what is written next does: refused before the old content is gone.
+            self.keys_for_new_files(&node)?;
+        }
         let content = self.hold(&node, mode.write || mode.truncate)?;
-        // The open is counted, so that key calls need no lock of ours. Emptying a file asks for no key and no header.
+        // The open is counted, so that keys are looked for under no lock of ours.
         let ready = if mode.truncate {
             self.resize(&node, &content, 0).and_then(|()| match mode.drop_privileges {
                 true => self.drop_privileges(&node),
@@ -175,6 +179,10 @@ impl<S: Store> Fs<S> {
         }
         let node = self.file_node(ino)?;
         let used = self.content_of(&node, false)?;
+        if used.content.keys_are_dropped() {
+            // Whoever syncs a file whose key is gone wants to know.
+            used.content.authenticate().map_err(|e| self.noted(&node, e))?;
+        }
         let result = used.content.sync(data_only).map_err(|e| self.noted(&node, e));
         let failed = node.with(|state| state.failed.take());
         result?;

@@ -68,9 +68,11 @@ impl<S: Store> Fs<S> {
     /// long before they reach us.
     pub(super) fn keys_for_new_files(&self, node: &Node<S>) -> Result<()> {
         let group = node.group.group();
-        self.config.files.keyring.knows(&group).map_err(|e| {
-            let detail = "new files here hang on a CMK that this mount was not given, and get no other";
-            self.reports.error("key", &self.backing_path(node), &format!("{e}: {detail}"));
+        self.config.files.keyring.ready(&group).map_err(|e| {
+            if let KeyError::NoCmk { .. } = e {
+                let detail = "new files here hang on a CMK that this mount was not given, and get no other";
+                self.reports.error("key", &self.backing_path(node), &format!("{e}: {detail}"));
+            }
             FsError::Key(e)
         })
     }

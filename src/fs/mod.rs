@@ -169,10 +169,9 @@ impl<S: Store> Fs<S> {
         Ok(store.sync_dir(store.root())?)
     }
 
-    /// Stand-in until the engine has it.
-    pub fn drop_keys(&self, lost: &dyn Fn(&crate::keys::keyring::KeySource) -> bool) -> Vec<Ino> {
-        let _ = lost;
-        Vec::new()
+    /// `op` on this filesystem, with the keys fetched that it lacks. For threads that may wait and hold no lock.
+    pub fn patiently<T>(&self, mut op: impl FnMut(&Self) -> Result<T>) -> Result<T> {
+        self.config.files.keyring.patiently(|| op(self))
     }
 
     /// EROFS where nothing may be changed.

@@ -152,7 +152,13 @@ impl<S: Store> Fs<S> {
     pub fn create(&self, by: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
         let (creator, mode) = (by.creator(), mode & 0o7777);
         self.enter(parent, name, creator, |dir, raw| {
-            self.keys_for_new_files(&dir.node)?;
+            if let Err(e) = self.keys_for_new_files(&dir.node) {
+                // A file that nothing could be written to is not made; one that is there already is another matter.
+                return Err(match self.store.stat(dir.entry(raw)) {
+                    Ok(_) => FsError::Errno(libc::EEXIST),
+                    Err(_) => e,
+                });
+            }
             let file = self.store.create_file(&dir.handle, raw, mode, creator)?;
             let st = file.stat()?;
             let attr = self.attach(dir, raw, st)?;

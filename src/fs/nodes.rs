@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use super::{FsError, Ino, ROOT, Result};
 use crate::file::{DirectoryGroup, EncryptedFile, Inherited};
 use crate::format::{DirId, KeyGroup};
+use crate::keys::keyring::KeySource;
 use crate::store::{Kind, Store};
 
 /// One name of a node: where it stands in the backing tree.
@@ -66,6 +67,8 @@ pub(super) struct State<S: Store> {
     pub lingering: bool,
     /// A failed commit that no fsync has reported yet.
     pub failed: Option<i32>,
+    /// Where the keys came from that the closed content had: its pages may be in the kernel's cache still.
+    pub source: Option<Arc<KeySource>>,
     /// Target of a removed symlink whose overflow object is gone.
     pub target: Option<Box<[u8]>>,
 }
@@ -88,6 +91,7 @@ impl<S: Store> Node<S> {
             opens: 0,
             lingering: false,
             failed: None,
+            source: None,
             target: None,
         };
         Self {
@@ -290,6 +294,11 @@ impl<S: Store> NodeTable<S> {
         drop(shard);
         // Closing a pin is I/O: only now.
         drop(gone);
+    }
+
+    /// Every node there is now.
+    pub fn all(&self) -> Vec<Arc<Node<S>>> {
+        self.shards.iter().flat_map(|s| s.lock().values().map(|slot| slot.node.clone()).collect::<Vec<_>>()).collect()
     }
 
     /// Number of nodes, the root included.

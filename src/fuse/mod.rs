@@ -2,6 +2,7 @@
 
 mod convert;
 pub mod session;
+mod waiting;
 mod workers;
 
 use std::cell::RefCell;
@@ -23,7 +24,9 @@ use zeroize::Zeroizing;
 
 use crate::file::Seek;
 use crate::fs::{Attr, Caller, Fs, FsError, ROOT, SetAttr};
+use crate::keys::keyring::Waits;
 use crate::store::{Kind, RenameMode, Store};
+use waiting::Waiting;
 use workers::{NotifierCell, Workers};
 
 /// Reads this attribute of the root directory: the daemon's process id, as text.
@@ -69,10 +72,22 @@ pub struct Behaviour {
     pub owner: u32,
 }
 
-struct Adapter<S: Store> {
+/// What answers; shared with the threads that answer later.
+struct Core<S: Store> {
     fs: Arc<Fs<S>>,
     behaviour: Behaviour,
     workers: Workers,
+    waiting: Waiting,
+}
+
+struct Adapter<S: Store>(Arc<Core<S>>);
+
+impl<S: Store> std::ops::Deref for Adapter<S> {
+    type Target = Core<S>;
+
+    fn deref(&self) -> &Core<S> {
+        &self.0
+    }
 }
 
 thread_local! {
@@ -86,9 +101,41 @@ impl<S: Store> Adapter<S> {
     fn new(fs: Arc<Fs<S>>, behaviour: Behaviour) -> io::Result<(Self, NotifierCell)> {
         let notifier: NotifierCell = Arc::new(OnceLock::new());
         let workers = Workers::start(&fs, &notifier, !behaviour.read_only)?;
-        Ok((Self { fs, behaviour, workers }, notifier))
+        Ok((Self(Arc::new(Core { fs, behaviour, workers, waiting: Waiting::default() })), notifier))
     }
 
+    /// Answers at once, unless a key has to be fetched first: then from a thread that may wait.
+    fn keyed<T>(
+        &self,
+        attempt: impl Fn(&Core<S>) -> Result<T, FsError> + Send + 'static,
+        respond: impl FnOnce(&Core<S>, Result<T, FsError>) + Send + 'static,
+    ) {
+        match attempt(&self.0) {
+            Err(e) if e.wanted().is_some() => self.later(attempt, respond),
+            result => respond(&self.0, result),
+        }
+    }
+
+    /// From a thread that may wait for a key.
+    fn later<T>(
+        &self,
+        attempt: impl Fn(&Core<S>) -> Result<T, FsError> + Send + 'static,
+        respond: impl FnOnce(&Core<S>, Result<T, FsError>) + Send + 'static,
+    ) {
+        let core = self.0.clone();
+        self.waiting.run(move || {
+            let result = core.fs.patiently(|_| attempt(&core));
+            respond(&core, result);
+        });
+    }
+}
+
+/// Whether a key has to be fetched first.
+fn is_pending<T>(result: &Result<T, FsError>) -> bool {
+    result.as_ref().is_err_and(|e| e.wanted().is_some())
+}
+
+impl<S: Store> Core<S> {
     fn entry(&self, result: Result<Attr, FsError>, reply: ReplyEntry) {
         match result {
             Ok(attr) => reply.entry(&self.behaviour.timeout, &convert::attributes(&attr), Generation(0)),
@@ -228,7 +275,7 @@ impl<S: Store> Filesystem for Adapter<S> {
             atime: convert::set_time(atime),
             mtime: convert::set_time(mtime),
         };
-        self.attr(self.fs.setattr(ino.0, &set), reply);
+        self.keyed(move |core| core.fs.setattr(ino.0, &set), |core, result| core.attr(result, reply));
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -250,8 +297,16 @@ impl<S: Store> Filesystem for Adapter<S> {
     ) {
         let Some(kind) = convert::node_kind(mode) else { return reply.error(Errno::EINVAL) };
         let by = caller(request, umask);
-        let made = self.fs.mknod(&by, parent.0, name.as_bytes(), kind, mode & 0o7777, u64::from(rdev));
-        self.entry(self.settle(made, &[parent]), reply);
+        let (mode, rdev) = (mode & 0o7777, u64::from(rdev));
+        let make = move |core: &Core<S>, name: &[u8]| {
+            core.settle(core.fs.mknod(&by, parent.0, name, kind, mode, rdev), &[parent])
+        };
+        let made = make(self, name.as_bytes());
+        if is_pending(&made) {
+            let name = name.as_bytes().to_vec();
+            return self.later(move |core| make(core, &name), |core, made| core.entry(made, reply));
+        }
+        self.entry(made, reply);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
@@ -299,14 +354,15 @@ impl<S: Store> Filesystem for Adapter<S> {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let mode = convert::open_mode(flags.0, request.uid());
-        match self.fs.open(ino.0, mode) {
+        let respond = move |core: &Core<S>, result| match result {
             // Set-id bits may be gone: the kernel must not go on with those it knows.
             Ok(()) if mode.truncate && mode.drop_privileges => {
-                self.workers.opened(ino.0, FopenFlags::FOPEN_KEEP_CACHE, reply);
+                core.workers.opened(ino.0, FopenFlags::FOPEN_KEEP_CACHE, reply);
             }
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
             Err(e) => reply.error(convert::errno(&e)),
-        }
+        };
+        self.keyed(move |core| core.fs.open(ino.0, mode), respond);
     }
 
     fn create(
@@ -319,14 +375,21 @@ impl<S: Store> Filesystem for Adapter<S> {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        match self.create_or_open(&caller(request, umask), parent, name.as_bytes(), mode & 0o7777, flags) {
+        let (by, mode) = (caller(request, umask), mode & 0o7777);
+        let respond = |core: &Core<S>, result: Result<Attr, FsError>| match result {
             Ok(attr) => {
                 let attributes = convert::attributes(&attr);
-                let timeout = &self.behaviour.timeout;
+                let timeout = &core.behaviour.timeout;
                 reply.created(timeout, &attributes, Generation(0), FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
             }
             Err(e) => reply.error(convert::errno(&e)),
+        };
+        let result = self.create_or_open(&by, parent, name.as_bytes(), mode, flags);
+        if is_pending(&result) {
+            let name = name.as_bytes().to_vec();
+            return self.later(move |core| core.create_or_open(&by, parent, &name, mode, flags), respond);
         }
+        respond(self, result);
     }
 
     fn read(
@@ -349,6 +412,19 @@ impl<S: Store> Filesystem for Adapter<S> {
             let buffer = &mut buffer[..size];
             match self.fs.read(ino.0, offset, buffer) {
                 Ok(len) => reply.data(&buffer[..len.min(size)]),
+                Err(e) if e.wanted().is_some() => {
+                    let read = move |core: &Core<S>| {
+                        let mut buffer = Zeroizing::new(vec![0; size]);
+                        let len = core.fs.read(ino.0, offset, &mut buffer)?;
+                        buffer.truncate(len);
+                        Ok(buffer)
+                    };
+                    let respond = |_: &Core<S>, result: Result<Zeroizing<Vec<u8>>, FsError>| match result {
+                        Ok(data) => reply.data(&data),
+                        Err(e) => reply.error(convert::errno(&e)),
+                    };
+                    self.later(read, respond);
+                }
                 Err(e) => reply.error(convert::errno(&e)),
             }
         });
@@ -366,11 +442,18 @@ impl<S: Store> Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.fs.write(ino.0, offset, data) {
-            // The kernel never sends more than 16 MiB at once.
-            Ok(()) => reply.written(data.len() as u32),
+        // The kernel never sends more than 16 MiB at once.
+        let len = data.len() as u32;
+        let respond = move |_: &Core<S>, result: Result<(), FsError>| match result {
+            Ok(()) => reply.written(len),
             Err(e) => reply.error(convert::errno(&e)),
+        };
+        let result = self.fs.write(ino.0, offset, data);
+        if is_pending(&result) {
+            let data = Zeroizing::new(data.to_vec());
+            return self.later(move |core| core.fs.write(ino.0, offset, &data), respond);
         }
+        respond(self, result);
     }
 
     /// Always answered: one ENOSYS would switch it off for the whole connection.
@@ -393,7 +476,7 @@ impl<S: Store> Filesystem for Adapter<S> {
     }
 
     fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        empty(self.fs.fsync(ino.0, data_only), reply);
+        self.keyed(move |core| core.fs.fsync(ino.0, data_only), |_, result| empty(result, reply));
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -481,7 +564,14 @@ impl<S: Store> Filesystem for Adapter<S> {
                 reply.error(Errno::EPERM)
             };
         }
-        empty(self.fs.setxattr(&caller(request, 0), ino.0, name.as_bytes(), value, flags), reply);
+        let by = caller(request, 0);
+        let result = self.fs.setxattr(&by, ino.0, name.as_bytes(), value, flags);
+        if is_pending(&result) {
+            let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+            let attempt = move |core: &Core<S>| core.fs.setxattr(&by, ino.0, &name, &value, flags);
+            return self.later(attempt, |_, result| empty(result, reply));
+        }
+        empty(result, reply);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -492,28 +582,41 @@ impl<S: Store> Filesystem for Adapter<S> {
                 reply.error(Errno::ENODATA)
             };
         }
-        match self.fs.getxattr(ino.0, name.as_bytes()) {
+        let respond = move |_: &Core<S>, result: Result<Vec<u8>, FsError>| match result {
             Ok(value) => sized(&value, size, reply),
             Err(e) => reply.error(convert::errno(&e)),
+        };
+        let result = self.fs.getxattr(ino.0, name.as_bytes());
+        if is_pending(&result) {
+            let name = name.as_bytes().to_vec();
+            return self.later(move |core| core.fs.getxattr(ino.0, &name), respond);
         }
+        respond(self, result);
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.fs.listxattr(ino.0) {
+        let is_root = request.uid() == 0;
+        let respond = move |_: &Core<S>, result: Result<Vec<Vec<u8>>, FsError>| match result {
             Ok(mut names) => {
                 // Which trusted attributes there are is for root alone (xattr(7)).
-                names.retain(|name| request.uid() == 0 || !name.starts_with(b"trusted."));
+                names.retain(|name| is_root || !name.starts_with(b"trusted."));
                 sized(&convert::joined(&names), size, reply)
             }
             Err(e) => reply.error(convert::errno(&e)),
-        }
+        };
+        self.keyed(move |core| core.fs.listxattr(ino.0), respond);
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if is_control(ino, name) {
             return reply.error(Errno::EPERM);
         }
-        empty(self.fs.removexattr(ino.0, name.as_bytes()), reply);
+        let result = self.fs.removexattr(ino.0, name.as_bytes());
+        if is_pending(&result) {
+            let name = name.as_bytes().to_vec();
+            return self.later(move |core| core.fs.removexattr(ino.0, &name), |_, result| empty(result, reply));
+        }
+        empty(result, reply);
     }
 
     fn fallocate(
@@ -526,7 +629,7 @@ impl<S: Store> Filesystem for Adapter<S> {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        empty(self.fs.fallocate(ino.0, mode, offset, len), reply);
+        self.keyed(move |core| core.fs.fallocate(ino.0, mode, offset, len), |_, result| empty(result, reply));
     }
 
     /// Only SEEK_DATA and SEEK_HOLE come here; the kernel does the others by itself.
@@ -566,10 +669,12 @@ impl<S: Store> Filesystem for Adapter<S> {
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
-        match self.fs.copy_range((from.0, from_offset), (to.0, to_offset), len.min(MAX_COPY)) {
+        let len = len.min(MAX_COPY);
+        let copy = move |core: &Core<S>| core.fs.copy_range((from.0, from_offset), (to.0, to_offset), len);
+        self.keyed(copy, |_, result| match result {
             Ok(copied) => reply.written(copied.min(MAX_COPY) as u32),
             Err(e) => reply.error(convert::errno(&e)),
-        }
+        });
     }
 
     fn ioctl(

@@ -37,6 +37,8 @@ pub use outage::{KeyringStatus, Loss};
 const BRANCHES_MAX: usize = 1024;
 /// Keys of single files that were fetched and not taken yet (per-file mode).
 const FILES_MAX: usize = 256;
+/// A failed attempt to make a key answers for this long for those who ask again.
+const FAILURE_HOLDS: Duration = Duration::from_secs(1);
 /// How often something is tried again after a fetch: more than a header has slots that could each need one.
 const FETCHES_MAX: usize = 16;
 
@@ -112,6 +114,7 @@ pub struct Keyring {
     files: KeyCache<FileId>,
     /// Per-file mode: made, and taken by the next create.
     fresh: Mutex<Vec<Fresh>>,
+    file_key_failed: Mutex<HashMap<KeyGroup, (KeyError, Instant)>>,
     growing: Mutex<branch::Growing>,
     hook: RwLock<Option<Arc<BranchHook>>>,
     bell: Arc<Bell>,
@@ -153,6 +156,7 @@ impl Keyring {
             branches: KeyCache::new(BRANCHES_MAX),
             files: KeyCache::new(FILES_MAX),
             fresh: Mutex::default(),
+            file_key_failed: Mutex::default(),
             growing: Mutex::new(branch::Growing::starting_with(branch)),
             hook: RwLock::new(None),
             bell,
@@ -222,7 +226,7 @@ impl Keyring {
                     at.map(|at| fresh.swap_remove(at))
                 };
                 let Some(Fresh { file_id, dek, slots, source, .. }) = made else {
-                    return Err(KeyError::Pending(Box::new(Wanted::NewFile(group.clone()))));
+                    return Err(self.lacking_file_key(group));
                 };
                 Ok(NewFileKeys { file_id, keys: FileKeys::derive(&file_id, &dek), source, wrapped_dek: None, slots })
             }
@@ -240,6 +244,21 @@ impl Keyring {
                     slots: branch.record.slots.clone(),
                 })
             }
+        }
+    }
+
+    /// Whether `create` would succeed now: `Pending` or the error that it would meet. For those who are about to make a file,
+    /// so that they hear it before anything is written to it.
+    pub fn ready(&self, group: &KeyGroup) -> Result<(), KeyError> {
+        let members = self.members(group)?;
+        self.permitted(&members)?;
+        if all_local(&members) {
+            return members.iter().find_map(|(_, cmk)| cmk.loss()).map_or(Ok(()), Err);
+        }
+        match self.policy.mode {
+            KeyMode::PerFile if self.fresh.lock().iter().any(|fresh| fresh.group == *group) => Ok(()),
+            KeyMode::PerFile => Err(self.lacking_file_key(group)),
+            KeyMode::Branch => self.branch_is_there(group),
         }
     }
 
@@ -455,10 +474,27 @@ impl Keyring {
         Deadline::after(self.outage.deadline)
     }
 
+    /// `Pending`, unless the last attempt failed a moment ago.
+    fn lacking_file_key(&self, group: &KeyGroup) -> KeyError {
+        match self.file_key_failed.lock().get(group) {
+            Some((error, at)) if at.elapsed() < FAILURE_HOLDS => error.repeat(),
+            _ => KeyError::Pending(Box::new(Wanted::NewFile(group.clone()))),
+        }
+    }
+
     fn fetch_file_key(&self, group: &KeyGroup) -> Result<(), KeyError> {
-        let made = self.make_file_key(group, &self.members(group)?)?;
-        self.fresh.lock().push(made);
-        Ok(())
+        let made = self.members(group).and_then(|members| self.make_file_key(group, &members));
+        match made {
+            Ok(made) => {
+                self.file_key_failed.lock().remove(group);
+                self.fresh.lock().push(made);
+                Ok(())
+            }
+            Err(e) => {
+                self.file_key_failed.lock().insert(group.clone(), (e.repeat(), Instant::now()));
+                Err(e)
+            }
+        }
     }
 
     fn make_file_key(&self, group: &KeyGroup, members: &Members) -> Result<Fresh, KeyError> {

@@ -17,6 +17,7 @@ mod protected;
 pub mod providers;
 mod slots;
 mod standing;
+mod terminal;
 pub mod uri;
 pub mod volume;
 pub mod wanted;

@@ -8,7 +8,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{KeyError, protected};
+use super::{KeyError, protected, terminal};
 
 /// Longest passphrase in bytes.
 pub const PASSPHRASE_MAX: usize = 4096;
@@ -44,8 +44,8 @@ impl PassphraseSource {
 }
 
 fn from_terminal(prompt: &str, confirm: bool) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-    let ask = |prompt: &str| match rpassword::prompt_password(prompt) {
-        Ok(line) => one_line(Zeroizing::new(line.into_bytes()), &"the terminal"),
+    let ask = |prompt: &str| match terminal::ask(prompt, PASSPHRASE_MAX + 1) {
+        Ok(line) => one_line(line, &"the terminal"),
         Err(e) => Err(KeyError::Config(format!(
             "cannot ask for the passphrase on a terminal ({e}): give --passphrase-file FILE or --passphrase-fd N"
         ))),

@@ -42,10 +42,16 @@ fn ending_signals() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
 }
 
-/// Before any key is in memory: no core dumps, no tracing, all the descriptors we may have. Returns their number.
+/// Before any key is in memory: no core dumps, no tracing, no swap, all the descriptors we may have. Returns their number.
 pub fn harden() -> u64 {
     if let Err(e) = limits::forbid_dumps() {
         log::warn!("core dumps cannot be forbidden: {e}");
+    }
+    match limits::keep_out_of_swap() {
+        Ok(true) => {}
+        // Keys have locked memory of their own.
+        Ok(false) => log::debug!("memory other than keys may be swapped: locking it takes CAP_IPC_LOCK"),
+        Err(e) => log::warn!("memory other than keys may be swapped: mlockall: {e}"),
     }
     if let Err(e) = limits::raise_file_size_limit() {
         log::warn!("the limit of file sizes cannot be raised: {e}");

@@ -18,6 +18,7 @@ mod content;
 mod damage;
 mod directory_keys;
 mod failures;
+mod keys;
 mod owner;
 
 type MemoryFs = Fs<MemoryStore>;

@@ -42,9 +42,6 @@ pub(super) struct Live {
     files: u64,
 }
 
-/// A failed making answers for this long for those who ask again.
-const FAILURE_HOLDS: Duration = Duration::from_secs(1);
-
 impl Growing {
     pub fn starting_with(own: Option<BranchRecord>) -> Self {
         let current = Current { record: own, ..Current::default() };
@@ -70,6 +67,16 @@ impl Growing {
 
     fn due(&self) -> Vec<KeyGroup> {
         self.groups.iter().filter(|(_, current)| current.renew).map(|(group, _)| group.clone()).collect()
+    }
+}
+
+impl Current {
+    /// `Pending`, unless the last attempt failed a moment ago.
+    fn lacking(&self, group: &KeyGroup) -> KeyError {
+        match &self.failed {
+            Some((error, at)) if at.elapsed() < FAILURE_HOLDS => error.repeat(),
+            _ => KeyError::Pending(Box::new(Wanted::NewBranch(group.clone()))),
+        }
     }
 }
 
@@ -120,13 +127,17 @@ impl Keyring {
                 return Ok(live);
             }
             if !local {
-                return match &current.failed {
-                    Some((error, at)) if at.elapsed() < FAILURE_HOLDS => Err(error.repeat()),
-                    _ => Err(KeyError::Pending(Box::new(Wanted::NewBranch(group.clone())))),
-                };
+                return Err(current.lacking(group));
             }
         }
         self.make_or_await(group, members)
+    }
+
+    /// Whether new files of the group have a branch to hang on.
+    pub(super) fn branch_is_there(&self, group: &KeyGroup) -> Result<(), KeyError> {
+        let mut growing = self.growing.lock();
+        let current = growing.of(group);
+        if current.live.is_some() { Ok(()) } else { Err(current.lacking(group)) }
     }
 
     pub(super) fn fetch_branch_for_new_files(&self, group: &KeyGroup) -> Result<(), KeyError> {
