@@ -30,7 +30,7 @@ pub use super::cache::KeySource;
 mod branch;
 mod outage;
 
-pub use branch::hangs_on;
+pub use branch::{BranchHook, hangs_on};
 pub use outage::{KeyringStatus, Loss};
 
 /// Branch keys kept at most: a volume has one a month or per million files, so only forged headers reach it.
@@ -116,7 +116,7 @@ pub struct Keyring {
     fresh: Mutex<Vec<Fresh>>,
     file_key_failed: Mutex<HashMap<KeyGroup, (KeyError, Instant)>>,
     growing: Mutex<branch::Growing>,
-    hook: RwLock<Option<branch::BranchHook>>,
+    hook: RwLock<Option<Arc<BranchHook>>>,
     bell: Arc<Bell>,
 }
 
@@ -191,7 +191,10 @@ impl Keyring {
 
     /// `NoCmk` where this mount was not given every CMK of a group.
     pub fn knows(&self, group: &KeyGroup) -> Result<(), KeyError> {
-        self.members(group).map(drop)
+        match group {
+            None => Ok(()),
+            Some(_) => self.members(group).map(drop),
+        }
     }
 
     /// Whether these CMKs work together for new files of this volume: a key that is thrown away is made, wrapped under each

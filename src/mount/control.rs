@@ -337,6 +337,15 @@ mod tests {
         let text = |request| serde_json::to_string(&Question { version: VERSION, request }).unwrap();
         assert_eq!(text(Request::Status {}), r#"{"version":1,"request":"status"}"#);
         assert_eq!(text(Request::ForgetKeys { force: true }), r#"{"version":1,"request":"forget-keys","force":true}"#);
+        let set = |passphrase_file| Request::SetDirectoryCmks {
+            inode: 7,
+            cmks: vec!["keyfile:///k".into()],
+            passphrase_file,
+        };
+        let line = r#"{"version":1,"request":"set-directory-cmks","inode":7,"cmks":["keyfile:///k"]}"#;
+        assert_eq!(text(set(None)), line);
+        assert_eq!(parse(line.as_bytes()).unwrap(), set(None));
+        assert!(text(set(Some("/p".into()))).contains(r#""passphrase_file":"/p""#));
         let answer = Answer { version: VERSION, outcome: Outcome::Ok(Value::from(7)) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"version":1,"ok":7}"#);
         let answer = Answer { version: VERSION, outcome: MountError::Busy("x".into()).into() };

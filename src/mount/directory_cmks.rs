@@ -144,11 +144,14 @@ fn fit(mounted: &Mounted, slots: Vec<CmkSlot>) -> Result<(), MountError> {
 fn trust(mounted: &Mounted, uris: &[String]) -> Result<Vec<String>, MountError> {
     let id = mounted.files.keyring.volume_id();
     let named = uris.iter().map(|uri| format!("--cmk '{}'", uri.replace('\'', r"'\''"))).collect::<Vec<_>>().join(" ");
-    match KnownVolumes::default_location().and_then(|records| records.trust_directory_cmks(&id, uris)) {
+    // Where there is no place for records, there is none.
+    let recorded =
+        KnownVolumes::default_location().map_or(Ok(false), |records| records.trust_directory_cmks(&id, uris));
+    match recorded {
         Ok(true) => Ok(Vec::new()),
         Ok(false) => Ok(vec![format!("this host keeps no record of the volume: mount it with {named} as well from now on")]),
         Err(e) => Err(KeyError::Config(format!(
-            "nothing was changed: the next mount would not trust the CMK, since this host's record of the volume could not be written: {e}"
+            "the directory was not changed: the next mount would not trust the CMK, since this host's record of the volume could not be written: {e}"
         ))
         .into()),
     }

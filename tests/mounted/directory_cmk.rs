@@ -374,9 +374,16 @@ fn only_root_and_the_mount_s_owner_may_change_cmks() {
     fs::create_dir(&dir).unwrap();
     fs::set_permissions(&mount.path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     std::os::unix::fs::chown(&dir, Some(ALICE.uid), Some(ALICE.gid)).unwrap();
-    let mut command = ALICE.command(std::env::var_os("ENVELOPEFS_TEST_BINARY").map_or_else(binary, PathBuf::from));
-    let output = command.args(["cmk".as_ref(), "unset".as_ref(), dir.as_os_str()]).output();
-    // A build directory that other users cannot enter says the same as the mount does: no.
-    assert!(output.is_err() || !output.unwrap().status.success());
+    // A copy of the command that other users can reach.
+    let command = tenants.volume.scratch().join("envelopefs");
+    fs::copy(binary(), &command).unwrap();
+    let uri = tenants.uri("a");
+    for words in [&["unset"][..], &["set", "--cmk", &uri], &["show"]] {
+        let mut run = ALICE.command(&command);
+        run.arg("cmk").args(words).arg(&dir).env("ENVELOPEFS_RUNTIME_DIR", tenants.volume.runtime());
+        let output = run.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(text(&output).contains("only that user and root may ask it"), "{}", text(&output));
+    }
     assert_eq!(tenants.show(&dir)["own"], false);
 }

@@ -5,7 +5,8 @@ use super::*;
 /// After a branch could not be replaced, creates go on under the old one for this long before it is tried again.
 const REPLACE_RETRY: Duration = Duration::from_secs(60);
 
-pub(super) type BranchHook = Arc<dyn Fn(&KeyGroup, &BranchRecord) + Send + Sync>;
+/// Told which group has which new branch.
+pub type BranchHook = dyn Fn(&KeyGroup, &BranchRecord) + Send + Sync;
 
 /// The branches in use.
 #[derive(Default)]
@@ -99,7 +100,7 @@ impl Keyring {
     }
 
     /// Called whenever a group got a new branch, so that the owner can persist it before files depend on it.
-    pub fn on_new_branch(&self, hook: Box<dyn Fn(&KeyGroup, &BranchRecord) + Send + Sync>) {
+    pub fn on_new_branch(&self, hook: Box<BranchHook>) {
         *self.hook.write() = Some(Arc::from(hook));
     }
 
