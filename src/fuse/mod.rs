@@ -1,6 +1,7 @@
 //! The FUSE adapter: decodes requests, calls the filesystem, replies. No logic of its own; the only importer of `fuser`.
 
 mod convert;
+mod core;
 pub mod session;
 mod waiting;
 mod workers;
@@ -10,7 +11,6 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -23,11 +23,10 @@ use fuser::{
 use zeroize::Zeroizing;
 
 use crate::file::Seek;
-use crate::fs::{Attr, Caller, Fs, FsError, ROOT, SetAttr};
+use crate::fs::{Attr, Caller, FsError, ROOT, SetAttr};
 use crate::keys::keyring::Waits;
-use crate::store::{Kind, RenameMode, Store};
-use waiting::Waiting;
-use workers::{NotifierCell, Workers};
+use crate::store::{RenameMode, Store};
+use core::{Adapter, Core, empty, is_pending, sized};
 
 /// Reads this attribute of the root directory: the daemon's process id, as text.
 pub const PID_XATTR: &str = "user.envelopefs.pid";
@@ -72,142 +71,14 @@ pub struct Behaviour {
     pub owner: u32,
 }
 
-/// What answers; shared with the threads that answer later.
-struct Core<S: Store> {
-    fs: Arc<Fs<S>>,
-    behaviour: Behaviour,
-    workers: Workers,
-    waiting: Waiting,
-}
-
-struct Adapter<S: Store>(Arc<Core<S>>);
-
-impl<S: Store> std::ops::Deref for Adapter<S> {
-    type Target = Core<S>;
-
-    fn deref(&self) -> &Core<S> {
-        &self.0
-    }
-}
-
 thread_local! {
     /// One read buffer per event loop, grown to the largest request and never cleared in between: clearing would cost as
     /// much as decrypting. It holds plaintext like the kernel's page cache does, and is wiped when its thread ends.
     static READ_BUFFER: RefCell<Zeroizing<Vec<u8>>> = RefCell::new(Zeroizing::new(Vec::new()));
 }
 
-impl<S: Store> Adapter<S> {
-    /// The cell takes the session's notifier once there is one.
-    fn new(fs: Arc<Fs<S>>, behaviour: Behaviour) -> io::Result<(Self, NotifierCell)> {
-        let notifier: NotifierCell = Arc::new(OnceLock::new());
-        let workers = Workers::start(&fs, &notifier, !behaviour.read_only)?;
-        Ok((Self(Arc::new(Core { fs, behaviour, workers, waiting: Waiting::default() })), notifier))
-    }
-
-    /// Answers at once, unless a key has to be fetched first: then from a thread that may wait.
-    fn keyed<T>(
-        &self,
-        attempt: impl Fn(&Core<S>) -> Result<T, FsError> + Send + 'static,
-        respond: impl FnOnce(&Core<S>, Result<T, FsError>) + Send + 'static,
-    ) {
-        match attempt(&self.0) {
-            Err(e) if e.wanted().is_some() => self.later(attempt, respond),
-            result => respond(&self.0, result),
-        }
-    }
-
-    /// From a thread that may wait for a key.
-    fn later<T>(
-        &self,
-        attempt: impl Fn(&Core<S>) -> Result<T, FsError> + Send + 'static,
-        respond: impl FnOnce(&Core<S>, Result<T, FsError>) + Send + 'static,
-    ) {
-        let core = self.0.clone();
-        self.waiting.run(move || {
-            let result = core.fs.patiently(|_| attempt(&core));
-            respond(&core, result);
-        });
-    }
-}
-
-/// Whether a key has to be fetched first.
-fn is_pending<T>(result: &Result<T, FsError>) -> bool {
-    result.as_ref().is_err_and(|e| e.wanted().is_some())
-}
-
-impl<S: Store> Core<S> {
-    fn entry(&self, result: Result<Attr, FsError>, reply: ReplyEntry) {
-        match result {
-            Ok(attr) => reply.entry(&self.behaviour.timeout, &convert::attributes(&attr), Generation(0)),
-            Err(e) => reply.error(convert::errno(&e)),
-        }
-    }
-
-    /// After a change of the entries of `dirs`.
-    fn settle<T>(&self, result: Result<T, FsError>, dirs: &[INodeNo]) -> Result<T, FsError> {
-        let value = result?;
-        if self.behaviour.dirsync {
-            for dir in dirs {
-                self.fs.fsyncdir(dir.0)?;
-            }
-        }
-        Ok(value)
-    }
-
-    fn attr(&self, result: Result<Attr, FsError>, reply: ReplyAttr) {
-        match result {
-            Ok(attr) => reply.attr(&self.behaviour.timeout, &convert::attributes(&attr)),
-            Err(e) => reply.error(convert::errno(&e)),
-        }
-    }
-
-    /// open(2) with O_CREAT: a file that is there already is opened, unless O_EXCL forbids it.
-    fn create_or_open(
-        &self,
-        by: &Caller,
-        parent: INodeNo,
-        name: &[u8],
-        mode: u32,
-        flags: i32,
-    ) -> Result<Attr, FsError> {
-        match self.fs.create(by, parent.0, name, mode) {
-            Err(e) if e.errno() == libc::EEXIST && flags & libc::O_EXCL == 0 => {}
-            other => return self.settle(other, &[parent]),
-        }
-        let attr = self.fs.lookup(parent.0, name)?;
-        let opened = match attr.stat.kind {
-            Kind::File => {
-                self.fs.open(attr.ino, convert::open_mode(flags, by.uid)).and_then(|()| self.fs.getattr(attr.ino))
-            }
-            Kind::Directory => Err(FsError::Errno(libc::EISDIR)),
-            Kind::Symlink => Err(FsError::Errno(libc::ELOOP)),
-            _ => Err(FsError::Errno(libc::EEXIST)),
-        };
-        if opened.is_err() {
-            self.fs.forget(attr.ino, 1);
-        }
-        opened
-    }
-}
-
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
-}
-
-fn empty(result: Result<(), FsError>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(convert::errno(&e)),
-    }
-}
-
-/// The two-step protocol of getxattr(2) and listxattr(2): size 0 asks for the size.
-fn sized(value: &[u8], size: u32, reply: ReplyXattr) {
-    match u32::try_from(value.len()) {
-        Ok(len) if size == 0 => reply.size(len),
-        Ok(len) if len <= size => reply.data(value),
-        _ => reply.error(Errno::ERANGE),
-    }
 }
 
 fn is_control(ino: INodeNo, name: &OsStr) -> bool {

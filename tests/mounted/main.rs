@@ -4,8 +4,8 @@
 mod common;
 
 mod content;
-mod directory_cmk;
 mod control;
+mod directory_cmk;
 mod durability;
 mod full;
 mod lifecycle;

@@ -8,7 +8,6 @@ use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Deserializer, Serialize};
 use zeroize::Zeroizing;
 
-use crate::crypto::{random, secret::Secret32, wrap};
 use crate::crypto::{
     random,
     secret::{Secret32, wiping_stack},
