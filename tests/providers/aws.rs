@@ -221,7 +221,8 @@ fn key_states_on_ministack() {
             let port: u16 = var("PORT").parse().unwrap();
             let (key, rsa) = (create_key(port, json!({})), rsa_key(port));
             let rsa_uri = format!("{}&algorithm=rsa", at(port, &rsa));
-            contract::holds(&|| open(&at(port, &key)), Gaps::default());
+            // ministack 1.5 encrypts with a keystream and no tag: an altered blob opens, to another key. Its RSA is real.
+            contract::holds(&|| open(&at(port, &key)), Gaps { tamper: true, ..Gaps::default() });
             contract::holds(&|| open(&rsa_uri), Gaps::default());
             contract::keys_are_apart(&*open(&rsa_uri), &*open(&format!("{}&algorithm=rsa", at(port, &rsa_key(port)))));
             assert!(open(&rsa_uri).rewrap(&[1; 256], &branch(1)).unwrap().is_none());
