@@ -101,6 +101,19 @@ fn definite_answers_are_told_from_others() {
         server.set(Behaviour::Reply(403, "Content-Type: text/xml\r\n", xml.as_bytes().to_vec()));
         assert_refused(cmk.generate(&branch(1)), &["InvalidClientTokenId: bad token", "credentials"], "XML");
 
+        // The right answer, but in more than any answer takes.
+        for (filler, opens) in [(100, true), (300_000, false)] {
+            let plaintext = data_encoding::BASE64.encode(&[7; 32]);
+            let body = json!({"KeyId": ARN, "Plaintext": plaintext, "Filler": "x".repeat(filler)});
+            server.set(Behaviour::Reply(200, json, body.to_string().into_bytes()));
+            let result = cmk.unwrap(&[1; 100], &branch(1));
+            if opens {
+                assert_eq!(result.unwrap().expose(), &[7; 32]);
+            } else {
+                assert_unreachable(result, "an answer without bounds");
+            }
+        }
+
         // A plaintext that is not a key.
         for size in [0, 31, 33, 64] {
             let body = json!({"KeyId": ARN, "Plaintext": data_encoding::BASE64.encode(&vec![7; size])});
