@@ -4,10 +4,10 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        mpsc::{self, Sender},
+        mpsc::{self, Receiver, Sender},
     },
-    thread,
-    time::Instant,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -25,10 +25,18 @@ struct Progress {
     abandoned: Vec<u64>,
 }
 
-/// Runs calls on `S`, which never leaves its thread, one after the other.
+/// How long dropping a worker waits for its thread.
+const END_WAIT: Duration = Duration::from_secs(2);
+
+/// Runs calls on `S`, which never leaves its thread, one after the other. Dropping it waits for the thread, unless that is
+/// stuck: a process that exits while another thread is inside a library may crash in the library's own cleaning up.
 pub struct Worker<S> {
-    calls: Sender<(u64, Call<S>)>,
+    /// `None` while it is dropped only.
+    calls: Option<Sender<(u64, Call<S>)>>,
     progress: Arc<Mutex<Progress>>,
+    /// Closed when the thread has dropped its state.
+    ended: Mutex<Receiver<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// Why a call brought nothing.
@@ -46,8 +54,9 @@ impl<S: Send + 'static> Worker<S> {
     pub fn start(name: &str, mut state: S) -> std::io::Result<Self> {
         let (calls, queue) = mpsc::channel::<(u64, Call<S>)>();
         let progress = Arc::new(Mutex::new(Progress::default()));
+        let (end, ended) = mpsc::channel();
         let shared = progress.clone();
-        thread::Builder::new().name(name.into()).spawn(move || {
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
             for (number, call) in queue {
                 {
                     let mut progress = shared.lock();
@@ -63,8 +72,10 @@ impl<S: Send + 'static> Worker<S> {
                 progress.running = None;
                 progress.stuck = false;
             }
+            drop(state);
+            drop(end);
         })?;
-        Ok(Self { calls, progress })
+        Ok(Self { calls: Some(calls), progress, ended: Mutex::new(ended), thread: Some(thread) })
     }
 
     /// The outcome of `call`, or why there was none by `until`. A call that was begun goes on by itself then.
@@ -86,7 +97,8 @@ impl<S: Send + 'static> Worker<S> {
             // Nobody waits any more where this fails.
             let _ = answer.send(call(state));
         });
-        self.calls.send((number, call)).map_err(|_| Lost::Broken)?;
+        let calls = self.calls.as_ref().ok_or(Lost::Broken)?;
+        calls.send((number, call)).map_err(|_| Lost::Broken)?;
         match outcome.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(value) => Ok(value),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(Lost::Broken),
@@ -101,6 +113,20 @@ impl<S: Send + 'static> Worker<S> {
                 }
                 Err(Lost::TimedOut)
             }
+        }
+    }
+}
+
+impl<S> Drop for Worker<S> {
+    fn drop(&mut self) {
+        self.calls = None;
+        if self.progress.lock().stuck {
+            return;
+        }
+        let outcome = self.ended.lock().recv_timeout(END_WAIT);
+        if let (Err(mpsc::RecvTimeoutError::Disconnected), Some(thread)) = (outcome, self.thread.take()) {
+            // Only what the thread keeps for itself is left to be cleaned up.
+            let _ = thread.join();
         }
     }
 }
@@ -154,6 +180,29 @@ mod tests {
         assert_eq!(first.join().unwrap(), Ok(()));
         assert_eq!(worker.run(Instant::now() + LONG, |n| *n), Ok(0));
         assert!(worker.progress.lock().abandoned.is_empty());
+    }
+
+    #[test]
+    fn dropping_waits_for_the_state_to_be_dropped_but_not_for_a_stuck_call() {
+        struct Slow(Arc<Mutex<bool>>);
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                std::thread::sleep(SHORT);
+                *self.0.lock() = true;
+            }
+        }
+        let dropped = Arc::new(Mutex::new(false));
+        drop(Worker::start("test", Slow(dropped.clone())).unwrap());
+        assert!(*dropped.lock());
+
+        let worker = worker();
+        let (release, stuck) = channel::<()>();
+        let call = move |_: &mut u32| {
+            let _ = stuck.recv();
+        };
+        assert_eq!(worker.run(Instant::now() + SHORT, call), Err(Lost::TimedOut));
+        drop(worker);
+        drop(release);
     }
 
     #[test]
