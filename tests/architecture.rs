@@ -130,6 +130,104 @@ fn unsafe_code_stays_in_sys_and_says_why() {
     }
 }
 
+/// Types whose values are secret. Those of them that can be printed at all must not be part of what prints itself.
+const SECRET_TYPES: [&str; 4] = ["Secret32", "Zeroizing", "Locked", "SecretText"];
+
+/// Structs and enums of a file: the attributes above, the name, the body.
+fn types(text: &str) -> Vec<(String, String, String)> {
+    let text = code(text);
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (number, line) in lines.iter().enumerate() {
+        let words: Vec<&str> =
+            line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect();
+        let Some(at) = words.iter().position(|word| ["struct", "enum"].contains(word)) else { continue };
+        let Some(name) =
+            words.get(at + 1).filter(|_| words[..at].iter().all(|w| ["pub", "super", "crate", "in"].contains(w)))
+        else {
+            continue;
+        };
+        // Attributes stand on the lines right above, of which comments have become empty ones.
+        let first = (0..number)
+            .rev()
+            .take_while(|n| lines[*n].trim().is_empty() || !lines[*n].trim().ends_with([';', '}', '{']));
+        let attributes: Vec<&str> = first.map(|n| lines[n]).collect();
+        let (mut depth, mut body) = (0, String::new());
+        for c in lines[number..].join("\n").chars() {
+            body.push(c);
+            match c {
+                '{' | '(' => depth += 1,
+                '}' | ')' => depth -= 1,
+                ';' if depth == 0 => break,
+                _ => continue,
+            }
+            if depth == 0 && c == '}' {
+                break;
+            }
+        }
+        found.push((attributes.join(" "), (*name).to_owned(), body));
+    }
+    found
+}
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_')
+}
+/// What is wrong with the way in which this file's types print themselves.
+fn printed_secrets(text: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let secret = |text: &str| words(text).any(|word| SECRET_TYPES.contains(&word));
+    let mut all = types(text);
+    all.retain(|(_, _, body)| secret(body));
+    for (attributes, name, body) in &all {
+        if words(attributes).any(|word| word == "Debug") {
+            wrong.push(format!("{name} holds secrets and derives Debug"));
+        }
+        let secret_fields: Vec<&str> = body.split(['{', ',', '\n']).filter(|field| secret(field)).collect();
+        let code = code(text);
+        for kind in ["Debug", "Display"] {
+            for block in
+                code.split("\nimpl").filter(|b| b.lines().next().unwrap_or("").contains(&format!("{kind} for {name} ")))
+            {
+                let block = block.split("\n}").next().unwrap_or(block);
+                for field in &secret_fields {
+                    let field = field.split(':').next().unwrap_or("").trim().trim_start_matches("pub ");
+                    if !field.is_empty() && block.contains(&format!("self.{field}")) || block.contains("self.0") {
+                        wrong.push(format!("{name} prints its {field}"));
+                    }
+                }
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn nothing_secret_prints_itself() {
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for (path, text) in sources() {
+        seen += types(&text).iter().filter(|(_, _, body)| words(body).any(|w| SECRET_TYPES.contains(&w))).count();
+        wrong.extend(printed_secrets(&text).iter().map(|what| format!("{}: {what}", path.display())));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(seen > 8, "only {seen} types with secrets were recognised");
+}
+
+#[test]
+fn the_scanner_of_printed_secrets_sees_what_it_must() {
+    let good = "#[derive(Clone)]\npub struct A {\n    key: Secret32,\n}\n\n#[derive(Debug)]\nstruct B(u8);\n";
+    assert_eq!(printed_secrets(good), Vec::<String>::new());
+    let derived =
+        "#[derive(Clone, Debug)]\n/// Words.\npub(super) struct A {\n    n: u8,\n    key: Option<Secret32>,\n}\n";
+    assert_eq!(printed_secrets(derived), ["A holds secrets and derives Debug"]);
+    let tuple = "#[derive(Debug)]\npub struct P(Zeroizing<Vec<u8>>);\n";
+    assert_eq!(printed_secrets(tuple), ["P holds secrets and derives Debug"]);
+    let variant = "#[derive(Debug)]\nenum M {\n    Plain(Secret32),\n    Other,\n}\n";
+    assert_eq!(printed_secrets(variant), ["M holds secrets and derives Debug"]);
+    let by_hand = "struct A {\n    key: Secret32,\n}\n\nimpl fmt::Debug for A {\n    fn fmt() {\n        write!(f, self.key)\n    }\n}\n";
+    assert_eq!(printed_secrets(by_hand), ["A prints its key"]);
+}
+
 #[test]
 fn files_say_what_they_own_and_stay_small() {
     let mut wrong = Vec::new();

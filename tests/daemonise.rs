@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use envelopefs::crypto::secret::Secret32;
 use envelopefs::sys::daemon::{Failure, Side, daemonise};
 use envelopefs::sys::process::Process;
 
@@ -21,7 +22,8 @@ fn main() -> ExitCode {
             death_reaches_the_parent();
             silence_is_failure();
             threads_are_refused();
-            println!("daemonise: 5 cases passed");
+            keys_are_not_taken_along();
+            println!("daemonise: 7 cases passed");
             ExitCode::SUCCESS
         }
     }
@@ -36,6 +38,15 @@ fn run(case: &str) -> ExitCode {
         print!("{error}");
         return ExitCode::SUCCESS;
     }
+    if case == "keys" {
+        let key = Secret32::random();
+        let error = daemonise().expect_err("a key is in memory");
+        print!("{error}");
+        return ExitCode::from(u8::from(*key.expose() == [0; 32]));
+    }
+    if case == "keys before and after" {
+        drop(Secret32::random());
+    }
     let readiness = match daemonise().expect("the process forks") {
         Side::Parent(Ok(())) => {
             print!("ready");
@@ -48,6 +59,13 @@ fn run(case: &str) -> ExitCode {
         Side::Child(readiness) => readiness,
     };
     match case {
+        // The parent's pages do not exist here: this would crash if keys were still taken from them.
+        "keys before and after" => {
+            let (one, two) = (Secret32::random(), Secret32::from_bytes([7; 32]));
+            let apart = one.expose() != two.expose() && *two.duplicate().expose() == [7; 32];
+            readiness.failed(42, if apart { "fresh keys;" } else { "mixed up;" });
+            return ExitCode::from(42);
+        }
         "ready" => {
             println!("prompt;");
             let _ = std::io::stdout().flush();
@@ -135,4 +153,11 @@ fn silence_is_failure() {
 fn threads_are_refused() {
     let (code, said) = outcome("threads");
     assert_eq!((code, said.as_str()), (Some(0), "before;cannot go to the background with 2 threads running"));
+}
+
+fn keys_are_not_taken_along() {
+    let (code, said) = outcome("keys");
+    assert_eq!((code, said.as_str()), (Some(0), "before;cannot go to the background with 1 keys in memory"));
+    let (code, said) = outcome("keys before and after");
+    assert_eq!((code, said.as_str()), (Some(42), "before;fresh keys;"));
 }

@@ -4,13 +4,16 @@
 use data_encoding::HEXLOWER;
 use envelopefs::crypto::{aead::AeadKey, file_keys::FileKeys, secret::Secret32};
 use envelopefs::format::{
-    block,
+    KeyRef, block,
     dir_id::DirRecord,
     geometry::{BadLength, Geometry, Length, PAGE, PLAIN, blocks_for},
     header::{CmkSlot, FileHeader, HeaderError, Unverified, WrappedDek},
     names::{Decoded, NameCodec},
     small::{self, XattrCodec},
-    volume::{BranchRecord, KeyMode, UnverifiedVolume, VolumeConfig, VolumeKeys, check_commitment, key_commitment},
+    volume::{
+        BranchRecord, DirectoryCmk, KeyMode, UnverifiedVolume, VolumeConfig, VolumeKeys, check_commitment,
+        key_commitment,
+    },
 };
 use serde_json::Value;
 
@@ -235,10 +238,21 @@ fn directory_ids() {
     let v = load("dir_id");
     let key = volume_keys(&v).dir_id;
     for r in list(&v["records"]) {
-        let record = DirRecord { id: array(&r["id"]), parent: array(&r["parent"]) };
+        let record = DirRecord { id: array(&r["id"]), parent: array(&r["parent"]), keys: None };
         let target = text(&r["target"]).as_bytes();
-        assert_eq!(record.encode(&key), target);
+        assert_eq!(record.encode(&key).as_deref(), Ok(target));
         assert_eq!(DirRecord::decode(target, &key), Ok(record));
+    }
+    for r in list(&v["records_with_keys"]) {
+        let name = |k: &Value| KeyRef { provider: text(&k["provider"]).into(), key: text(&k["key_ref"]).into() };
+        let keys = Some(list(&r["keys"]).iter().map(name).collect());
+        let record = DirRecord { id: array(&r["id"]), parent: array(&r["parent"]), keys };
+        let target = text(&r["target"]).as_bytes();
+        assert_eq!(record.encode(&key).as_deref(), Ok(target));
+        assert_eq!(DirRecord::decode(target, &key), Ok(record));
+    }
+    for r in list(&v["rejected"]) {
+        assert!(DirRecord::decode(text(&r["target"]).as_bytes(), &key).is_err(), "{}", text(&r["name"]));
     }
 }
 
@@ -316,6 +330,16 @@ fn volume_files() {
         let c = &case["config"];
         let keys = VolumeKeys::derive(&array(&c["volume_id"]), &secret(&v["volume_key"]));
         let branch = &c["branch"];
+        let branch_record = |b: &Value| BranchRecord {
+            id: array(&b["id"]),
+            created: b["created"].as_i64().unwrap(),
+            slots: cmk_slots(&b["slots"]),
+        };
+        let directory_cmk = |d: &Value| DirectoryCmk {
+            key: KeyRef { provider: text(&d["provider"]).into(), key: text(&d["key_ref"]).into() },
+            uri: text(&d["uri"]).into(),
+        };
+        let some = |v: &Value| v.as_array().cloned().unwrap_or_default();
         let config = VolumeConfig {
             volume_id: array(&c["volume_id"]),
             created: c["created"].as_i64().unwrap(),
@@ -326,11 +350,9 @@ fn volume_files() {
             branch_max_files: number(&c["branch_max_files"]),
             cmks: list(&c["cmks"]).iter().map(|u| text(u).into()).collect(),
             volume_key: cmk_slots(&c["volume_key"]),
-            branch: (!branch.is_null()).then(|| BranchRecord {
-                id: array(&branch["id"]),
-                created: branch["created"].as_i64().unwrap(),
-                slots: cmk_slots(&branch["slots"]),
-            }),
+            branch: (!branch.is_null()).then(|| branch_record(branch)),
+            directory_cmks: some(&c["directory_cmks"]).iter().map(directory_cmk).collect(),
+            directory_branches: some(&c["directory_branches"]).iter().map(branch_record).collect(),
         };
         assert_eq!(String::from_utf8(config.encode(&keys)).unwrap(), text(&case["text"]));
         let parsed = UnverifiedVolume::parse(text(&case["text"]).as_bytes()).unwrap();

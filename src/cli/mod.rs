@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Turns errors into messages and exit codes.
 
 mod cat;
+mod cmk;
 mod docs;
 mod export;
 mod forget_keys;
@@ -78,6 +79,7 @@ enum Command {
     Status(status::Status),
     ForgetKeys(forget_keys::ForgetKeys),
     Umount(umount::Umount),
+    Cmk(cmk::Cmk),
     Completions(docs::Completions),
     Man(docs::Man),
 }
@@ -180,6 +182,7 @@ pub fn main(args: std::env::ArgsOs) -> ExitCode {
         Command::Status(args) => args.run(),
         Command::ForgetKeys(args) => args.run(),
         Command::Umount(args) => args.run(),
+        Command::Cmk(args) => args.run(),
         Command::Completions(args) => args.run(),
         Command::Man(args) => args.run(),
     };

@@ -2,20 +2,24 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
-use super::{AuthError, secret::Secret32};
+use super::{
+    AuthError,
+    secret::{Secret32, wiping_stack},
+};
+use crate::sys::cipher_memory::for_keys;
 
 /// Bytes of a nonce (NIST SP 800-38D, the 96-bit case).
 pub const NONCE_LEN: usize = 12;
 /// Bytes of a tag.
 pub const TAG_LEN: usize = 16;
 
-/// A ready AES-256-GCM key schedule. `Send + Sync`; shared by `Arc`. The library wipes it when it is dropped.
+/// A ready AES-256-GCM key schedule, in key memory and wiped on drop. `Send + Sync`; shared by `Arc`.
 pub struct AeadKey(LessSafeKey);
 
 impl AeadKey {
     pub fn new(key: &Secret32) -> Self {
         // Fails for a wrong key length only, which the type rules out.
-        let key = UnboundKey::new(&AES_256_GCM, key.expose()).expect("a key of 32 bytes");
+        let key = wiping_stack(|| for_keys(|| UnboundKey::new(&AES_256_GCM, key.expose()))).expect("a key of 32 bytes");
         Self(LessSafeKey::new(key))
     }
 

@@ -5,9 +5,8 @@ use std::convert::Infallible;
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use zeroize::Zeroizing;
 
-use super::secret::Secret32;
+use super::secret::{Secret32, wiping_stack};
 
 /// A pseudorandom key from which labelled sub-keys are expanded.
 pub struct Prk(Secret32);
@@ -23,9 +22,11 @@ impl Prk {
     }
     /// HKDF-Expand to 32 bytes; `parts` are concatenated as the info string, so each part must have a fixed length or be last.
     pub fn expand(&self, parts: &[&[u8]]) -> Secret32 {
-        let hkdf = Hkdf::<Sha256>::from_prk(self.0.expose()).expect("a key of 32 bytes");
         let Ok(key) = Secret32::written_by::<Infallible>(|out| {
-            hkdf.expand_multi_info(parts, out).expect("32 bytes are one step of HKDF");
+            wiping_stack(|| {
+                let hkdf = Hkdf::<Sha256>::from_prk(self.0.expose()).expect("a key of 32 bytes");
+                hkdf.expand_multi_info(parts, out).expect("32 bytes are one step of HKDF");
+            });
             Ok(())
         });
         key
@@ -43,13 +44,14 @@ pub fn mac_eq(a: &[u8], b: &[u8]) -> bool {
 }
 
 fn mac(key: &[u8], parts: &[&[u8]]) -> Secret32 {
-    let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length");
-    for part in parts {
-        mac.update(part);
-    }
-    let out = Zeroizing::new(<[u8; 32]>::from(mac.finalize().into_bytes()));
-    let Ok(secret) = Secret32::written_by::<Infallible>(|b| {
-        b.copy_from_slice(&*out);
+    let Ok(secret) = Secret32::written_by::<Infallible>(|out| {
+        wiping_stack(|| {
+            let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length");
+            for part in parts {
+                mac.update(part);
+            }
+            out.copy_from_slice(&mac.finalize().into_bytes());
+        });
         Ok(())
     });
     secret

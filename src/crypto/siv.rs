@@ -2,9 +2,13 @@
 
 use aes_siv::{KeyInit, Tag, siv::Aes256Siv};
 use parking_lot::Mutex;
-use zeroize::Zeroizing;
 
-use super::{AuthError, kdf::Prk, secret::Secret32};
+use super::{
+    AuthError,
+    kdf::Prk,
+    secret::{Secret32, wiping_stack},
+};
+use crate::sys::locked::Locked;
 
 /// Bytes that encryption adds in front (the synthetic IV).
 pub const SIV_LEN: usize = 16;
@@ -15,22 +19,22 @@ const POOL: usize = 4;
 /// A 512-bit SIV key derived from one secret. `Send + Sync`.
 pub struct SivKey {
     /// S2V key (first half) and CTR key (second half).
-    key: Zeroizing<[u8; 64]>,
+    key: Locked<[u8; 64]>,
     /// Ready ciphers (the library works on `&mut`); each lock is held for one message.
-    ready: [Mutex<Aes256Siv>; POOL],
+    ready: [Mutex<Locked<Aes256Siv>>; POOL],
 }
 
 impl SivKey {
     /// Two labelled halves of `key` make the 64-byte SIV key: `HKDF-Expand(key, label ‖ " s2v")` and `… ‖ " ctr"`.
     pub fn derive(key: &Secret32, label: &[u8]) -> Self {
         let prk = Prk::from_uniform(key);
-        let mut both = Zeroizing::new([0u8; 64]);
+        let mut both = Locked::<[u8; 64]>::zeroed();
         both[..32].copy_from_slice(prk.expand(&[label, b" s2v"]).expose());
         both[32..].copy_from_slice(prk.expand(&[label, b" ctr"]).expose());
         Self::from_halves(both)
     }
 
-    fn from_halves(key: Zeroizing<[u8; 64]>) -> Self {
+    fn from_halves(key: Locked<[u8; 64]>) -> Self {
         let ready = std::array::from_fn(|_| Mutex::new(cipher(&key)));
         Self { key, ready }
     }
@@ -69,15 +73,17 @@ impl SivKey {
     fn with_cipher<R>(&self, run: impl FnOnce(&mut Aes256Siv) -> R) -> R {
         for slot in &self.ready {
             if let Some(mut cipher) = slot.try_lock() {
-                return run(&mut cipher);
+                // The library makes the schedule of the CTR half anew for each message, on the stack.
+                return wiping_stack(|| run(&mut cipher));
             }
         }
-        run(&mut cipher(&self.key))
+        let mut cipher = cipher(&self.key);
+        wiping_stack(|| run(&mut cipher))
     }
 }
 
-fn cipher(key: &[u8; 64]) -> Aes256Siv {
-    Aes256Siv::new(key.into())
+fn cipher(key: &[u8; 64]) -> Locked<Aes256Siv> {
+    wiping_stack(|| Locked::new(Aes256Siv::new(key.into())))
 }
 
 #[cfg(test)]
@@ -202,7 +208,7 @@ mod tests {
         ) {
             let key: [u8; 64] = key.try_into().unwrap();
             let associated: Vec<&[u8]> = associated.iter().map(Vec::as_slice).collect();
-            let siv = SivKey::from_halves(Zeroizing::new(key));
+            let siv = SivKey::from_halves(Locked::new(key));
             let sealed = siv.seal(&associated, &plain);
             prop_assert_eq!(&sealed, &reference_256(&key, &associated, &plain));
             prop_assert_eq!(siv.open(&associated, &sealed), Ok(plain));
@@ -213,7 +219,7 @@ mod tests {
     fn derivation_separates_labels() {
         let key = Secret32::from_bytes([1; 32]);
         let (a, b) = (SivKey::derive(&key, b"a"), SivKey::derive(&key, b"b"));
-        assert_ne!(a.key, b.key);
+        assert_ne!(*a.key, *b.key);
         assert_ne!(a.key[..32], a.key[32..]);
         assert_eq!(b.open(&[], &a.seal(&[], b"x")), Err(AuthError));
     }

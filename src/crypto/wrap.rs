@@ -2,7 +2,10 @@
 
 use aes_gcm::{Aes256Gcm, KeyInit, aead::AeadInOut};
 
-use super::{AuthError, secret::Secret32};
+use super::{
+    AuthError,
+    secret::{Secret32, wiping_stack},
+};
 
 pub const WRAPPED_LEN: usize = 12 + 32 + 16;
 
@@ -11,10 +14,12 @@ pub fn wrap_key(kek: &Secret32, nonce: &[u8; 12], aad: &[u8], key: &Secret32) ->
     let mut out = [0u8; WRAPPED_LEN];
     out[..12].copy_from_slice(nonce);
     out[12..44].copy_from_slice(key.expose());
-    let tag = Aes256Gcm::new(kek.expose().into())
-        .encrypt_inout_detached(nonce.into(), aad, (&mut out[12..44]).into())
-        .expect("32 bytes are far below GCM's limit");
-    out[44..].copy_from_slice(&tag);
+    wiping_stack(|| {
+        let tag = Aes256Gcm::new(kek.expose().into())
+            .encrypt_inout_detached(nonce.into(), aad, (&mut out[12..44]).into())
+            .expect("32 bytes are far below GCM's limit");
+        out[44..].copy_from_slice(&tag);
+    });
     out
 }
 
@@ -26,9 +31,11 @@ pub fn unwrap_key(kek: &Secret32, aad: &[u8], wrapped: &[u8]) -> Result<Secret32
     let tag: &[u8; 16] = tag.try_into().map_err(|_| AuthError)?;
     Secret32::written_by(|out| {
         out.copy_from_slice(ciphertext);
-        Aes256Gcm::new(kek.expose().into())
-            .decrypt_inout_detached(nonce.into(), aad, out.as_mut_slice().into(), tag.into())
-            .map_err(|_| AuthError)
+        wiping_stack(|| {
+            Aes256Gcm::new(kek.expose().into())
+                .decrypt_inout_detached(nonce.into(), aad, out.as_mut_slice().into(), tag.into())
+                .map_err(|_| AuthError)
+        })
     })
 }
 

@@ -45,12 +45,18 @@ impl<F: BackingFile> EncryptedFile<F> {
         if self.synced.load(Ordering::Acquire) < self.sync_token() {
             return Ok(Commit::Busy);
         }
+        self.settle(&mut st)?;
+        Ok(Commit::Quiet)
+    }
+
+    /// Everything is durable and nobody writes.
+    pub(super) fn settle(&self, st: &mut State<F>) -> Result<(), FileError> {
         if st.writable && st.loaded {
-            self.make_quiet(&mut st)?;
+            self.make_quiet(st)?;
         }
         st.resized = false;
         self.uncommitted.store(false, Ordering::Release);
-        Ok(Commit::Quiet)
+        Ok(())
     }
 
     /// Everything is durable and nobody writes: raise the floor, set the tail, keep the times.

@@ -4,6 +4,7 @@
 //! Invariant: whoever writes a block to the backing file holds its stripe; stripes are taken in ascending order.
 
 use parking_lot::{Mutex, MutexGuard};
+use zeroize::Zeroizing;
 
 use crate::format::geometry::PLAIN;
 
@@ -11,7 +12,7 @@ const STRIPES: usize = 8;
 
 struct Cached {
     block: u64,
-    plain: Box<[u8; PLAIN]>,
+    plain: Box<Zeroizing<[u8; PLAIN]>>,
 }
 
 /// The stripes of one file.
@@ -48,7 +49,7 @@ impl EdgeGuard<'_> {
     /// The decrypted content of `block` as it stands in the backing file, if it is cached.
     pub fn get(&self, block: u64) -> Option<&[u8; PLAIN]> {
         let cached = self.held[stripe(block)].as_ref()?.as_ref()?;
-        (cached.block == block).then_some(&*cached.plain)
+        (cached.block == block).then_some(&**cached.plain)
     }
 
     pub fn put(&mut self, block: u64, content: &[u8; PLAIN]) {
@@ -58,7 +59,7 @@ impl EdgeGuard<'_> {
                 cached.block = block;
                 cached.plain.copy_from_slice(content);
             }
-            None => **slot = Some(Cached { block, plain: Box::new(*content) }),
+            None => **slot = Some(Cached { block, plain: Box::new(Zeroizing::new(*content)) }),
         }
     }
 

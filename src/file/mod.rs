@@ -5,7 +5,9 @@
 //! length, phase or header), then the edge stripes of the blocks written, then `writer` or `written` for a moment.
 
 mod commit;
+mod drop_keys;
 mod edges;
+mod group;
 mod pages;
 mod ranges;
 mod read;
@@ -23,9 +25,14 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::format::block;
 use crate::format::geometry::{Geometry, Length, PAGE, PLAIN};
 use crate::format::small::XattrCodec;
-use crate::keys::{KeyError, keyring::Keyring};
+use crate::keys::{
+    KeyError,
+    keyring::{Keyring, Waits},
+    wanted::Wanted,
+};
 use crate::store::BackingFile;
 use edges::Edges;
+pub use group::{DirectoryGroup, Inherited};
 use ranges::BlockRanges;
 use state::{State, Writer};
 
@@ -33,6 +40,15 @@ use state::{State, Writer};
 pub struct FileContext {
     pub keyring: Keyring,
     pub geometry: Geometry,
+}
+
+impl Waits for FileError {
+    fn wanted(&self) -> Option<&Wanted> {
+        match self {
+            FileError::Key(e) => e.wanted(),
+            _ => None,
+        }
+    }
 }
 
 /// Why a file operation failed. `code` is the stable word for logs.
@@ -106,6 +122,10 @@ pub struct EncryptedFile<F: BackingFile> {
     /// The current version of the last block carries the `valid_len` of the current size.
     last_says_size: AtomicBool,
     keep_header: AtomicBool,
+    /// The keys were taken away and nobody has needed them since.
+    keys_dropped: AtomicBool,
+    /// What the first header will hang on.
+    group: Arc<Inherited>,
 }
 
 /// The plaintext size that the backing file alone tells, without keys: what `stat` and `lookup` show.
@@ -147,7 +167,21 @@ impl<F: BackingFile> EncryptedFile<F> {
             uncommitted: AtomicBool::new(false),
             last_says_size: AtomicBool::new(false),
             keep_header: AtomicBool::new(false),
+            keys_dropped: AtomicBool::new(false),
+            group: Arc::default(),
         }
+    }
+
+    /// With another group than the volume's own CMKs for the first header.
+    pub fn inheriting(mut self, group: Arc<Inherited>) -> Self {
+        self.group = group;
+        self
+    }
+
+    /// Whether the next data needs new keys. For a file that has been authenticated.
+    pub fn lacks_keys(&self) -> bool {
+        let st = self.state.read();
+        st.loaded && st.open.is_none()
     }
 
     /// Replaces a read-only backing descriptor by a read-write one for the same inode.

@@ -149,6 +149,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             self.adopt_growing(st, blocks)?;
         }
         st.loaded = true;
+        self.keys_dropped.store(false, Ordering::Release);
         Ok(())
     }
 
@@ -236,7 +237,7 @@ impl<F: BackingFile> EncryptedFile<F> {
     /// Gives the file its first header. Not durable until the next sync.
     pub(super) fn create_header(&self, st: &mut State<F>) -> Result<(), FileError> {
         let keyring = &self.context.keyring;
-        let fresh = keyring.create(&None)?;
+        let fresh = keyring.create(&self.group.group())?;
         let header = fresh.header(keyring.volume_id());
         let open = OpenHeader { header, slot: 0, keys: fresh.keys, source: fresh.source };
         if let Err(e) = self.write_header(st, &open) {

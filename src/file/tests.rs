@@ -115,6 +115,7 @@ enum Op {
     Remount,
     /// Closed without a commit: the daemon was killed, the machine lives.
     Kill,
+    DropKeys,
 }
 
 fn offset() -> impl Strategy<Value = u64> {
@@ -135,6 +136,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Commit),
         1 => Just(Op::Remount),
         1 => Just(Op::Kill),
+        2 => Just(Op::DropKeys),
     ]
 }
 
@@ -193,6 +195,13 @@ fn run_against_model(header_pages: u32, mode: KeyMode, ops: Vec<Op>) -> Result<(
                 file = bench.open();
             }
             Op::Kill => file = bench.open(),
+            // They are there again when the next operation asks.
+            Op::DropKeys => {
+                if let Some(settled) = file.drop_keys(&|_| true) {
+                    settled.unwrap();
+                    assert!(file.keys_are_dropped() && file.key_source().is_none());
+                }
+            }
         }
         prop_assert_eq!(file.size(), model.len() as u64);
         prop_assert_eq!(bench.probed(), model.len() as u64);

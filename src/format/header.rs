@@ -7,6 +7,7 @@ use super::{
     BranchId, FileId, VolumeId,
     block::is_hole,
     geometry::{Geometry, MAX_HEADER_PAGES, PAGE},
+    key_ref::well_formed,
 };
 use crate::crypto::{
     file_keys::FileKeys,
@@ -63,8 +64,7 @@ const TLV_HEADER: usize = 4;
 const TARGET_DEK: u8 = 0;
 const TARGET_BRANCH: u8 = 1;
 
-pub const PROVIDER_MAX: usize = 32;
-pub const KEY_REF_MAX: usize = 2048;
+pub use super::key_ref::{KEY_REF_MAX, PROVIDER_MAX};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
@@ -340,11 +340,7 @@ fn target_of(wrapped_dek: &Option<WrappedDek>) -> u8 {
 impl CmkSlot {
     /// Whether the names in it are ones that a header may carry: they end up in logs and on terminals.
     pub fn is_well_formed(&self) -> bool {
-        let provider = self.provider.as_bytes();
-        (1..=PROVIDER_MAX).contains(&provider.len())
-            && provider.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-            && (1..=KEY_REF_MAX).contains(&self.key_ref.len())
-            && !self.key_ref.chars().any(char::is_control)
+        well_formed(&self.provider, &self.key_ref)
     }
 }
 

@@ -7,9 +7,12 @@ mod dek_wrap;
 pub mod dir_id;
 pub mod geometry;
 pub mod header;
+mod key_ref;
 pub mod names;
 pub mod small;
 pub mod volume;
+
+pub use key_ref::{KeyGroup, KeyRef};
 
 /// 16 random bytes that name a volume.
 pub type VolumeId = [u8; 16];

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use serde::Deserialize;
 
-use super::{BranchId, VolumeId, geometry::MAX_HEADER_PAGES, header::CmkSlot};
+use super::{BranchId, KeyRef, VolumeId, geometry::MAX_HEADER_PAGES, header::CmkSlot};
 use crate::crypto::{
     AuthError,
     kdf::{Prk, hmac_sha256, mac_eq},
@@ -45,7 +45,21 @@ pub enum KeyMode {
     PerFile,
 }
 
-/// A branch key as every CMK of the volume wraps it.
+/// Most directory CMKs that a volume lists.
+pub const DIRECTORY_CMKS_MAX: usize = 256;
+/// Most branches of directories with CMKs of their own that are written down; the oldest go first. One that is missing
+/// costs its group a new branch.
+pub const DIRECTORY_BRANCHES_MAX: usize = 256;
+
+/// A CMK that some directory was given, and where it is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryCmk {
+    pub key: KeyRef,
+    /// Shown to people, and compared with what a host trusts.
+    pub uri: String,
+}
+
+/// A branch key as every CMK of the volume, or of one directory's group, wraps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BranchRecord {
     pub id: BranchId,
@@ -71,6 +85,10 @@ pub struct VolumeConfig {
     pub volume_key: Vec<CmkSlot>,
     /// The branch in use when the file was last written.
     pub branch: Option<BranchRecord>,
+    /// CMKs of directories, as they were when they were given; one that no directory names any more may be among them.
+    pub directory_cmks: Vec<DirectoryCmk>,
+    /// The branches in use of directories with CMKs of their own, oldest first: one a group.
+    pub directory_branches: Vec<BranchRecord>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -152,7 +170,27 @@ struct RawVolume {
     branch_id: Option<String>,
     branch_created: Option<i64>,
     branch_key: Option<Vec<RawSlot>>,
+    #[serde(default)]
+    directory_cmks: Vec<RawDirectoryCmk>,
+    #[serde(default)]
+    directory_branches: Vec<RawBranch>,
     mac: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDirectoryCmk {
+    provider: String,
+    key_ref: String,
+    uri: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBranch {
+    id: String,
+    created: i64,
+    key: Vec<RawSlot>,
 }
 
 #[derive(Deserialize)]
@@ -192,8 +230,22 @@ impl RawVolume {
             cmks: self.cmks,
             volume_key: slots(self.volume_key)?,
             branch,
+            directory_cmks: self.directory_cmks.into_iter().map(directory_cmk).collect::<Result<_, _>>()?,
+            directory_branches: self
+                .directory_branches
+                .into_iter()
+                .map(|raw| Ok(BranchRecord { id: hex("id", &raw.id)?, created: raw.created, slots: slots(raw.key)? }))
+                .collect::<Result<_, _>>()?,
         })
     }
+}
+
+fn directory_cmk(raw: RawDirectoryCmk) -> Result<DirectoryCmk, VolumeError> {
+    let key = KeyRef { provider: raw.provider, key: raw.key_ref };
+    if !key.is_well_formed() {
+        return Err(malformed("directory_cmks: provider or key_ref: not a name"));
+    }
+    Ok(DirectoryCmk { key, uri: raw.uri })
 }
 
 fn slots(raw: Vec<RawSlot>) -> Result<Vec<CmkSlot>, VolumeError> {
@@ -255,6 +307,28 @@ impl VolumeConfig {
             put(out, format_args!("branch_created = {}\n", branch.created));
             put_slots(out, "branch_key", &branch.slots);
         }
+        // Volumes without directory CMKs have neither.
+        if !self.directory_cmks.is_empty() {
+            out.push_str("directory_cmks = [\n");
+            for DirectoryCmk { key: KeyRef { provider, key }, uri } in &self.directory_cmks {
+                let (provider, key, uri) = (quoted(provider), quoted(key), quoted(uri));
+                put(out, format_args!("  {{ provider = {provider}, key_ref = {key}, uri = {uri} }},\n"));
+            }
+            out.push_str("]\n");
+        }
+        if !self.directory_branches.is_empty() {
+            out.push_str("directory_branches = [\n");
+            for BranchRecord { id, created, slots } in &self.directory_branches {
+                let id = HEXLOWER.encode(id);
+                put(out, format_args!("  {{ id = \"{id}\", created = {created}, key = ["));
+                for (n, slot) in slots.iter().enumerate() {
+                    out.push_str(if n == 0 { "" } else { ", " });
+                    put_slot(out, slot);
+                }
+                out.push_str("] },\n");
+            }
+            out.push_str("]\n");
+        }
         text
     }
 }
@@ -266,18 +340,24 @@ fn put(out: &mut String, what: std::fmt::Arguments<'_>) {
 fn put_slots(out: &mut String, key: &str, slots: &[CmkSlot]) {
     put(out, format_args!("{key} = [\n"));
     for slot in slots {
-        put(
-            out,
-            format_args!(
-                "  {{ provider = {}, key_ref = {}, commitment = \"{}\", blob = \"{}\" }},\n",
-                quoted(&slot.provider),
-                quoted(&slot.key_ref),
-                HEXLOWER.encode(&slot.commitment),
-                BASE64URL_NOPAD.encode(&slot.blob),
-            ),
-        );
+        out.push_str("  ");
+        put_slot(out, slot);
+        out.push_str(",\n");
     }
     out.push_str("]\n");
+}
+
+fn put_slot(out: &mut String, slot: &CmkSlot) {
+    put(
+        out,
+        format_args!(
+            "{{ provider = {}, key_ref = {}, commitment = \"{}\", blob = \"{}\" }}",
+            quoted(&slot.provider),
+            quoted(&slot.key_ref),
+            HEXLOWER.encode(&slot.commitment),
+            BASE64URL_NOPAD.encode(&slot.blob),
+        ),
+    );
 }
 
 /// A TOML basic string on one line.

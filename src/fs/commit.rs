@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::nodes::{Content, Node};
 use super::{Fs, FsError, Ino, Result};
 use crate::file::{Commit, FileError};
+use crate::keys::keyring::KeySource;
 use crate::store::{Place, Store};
 
 /// More files than this are made durable by one sync of the whole store.
@@ -119,8 +120,10 @@ impl<S: Store> Fs<S> {
             return self.dirty.set_lingering(node, true);
         }
         self.dirty.set_lingering(node, false);
+        let source = content.key_source();
         let last = node.with(|state| {
             state.size = Some(content.size());
+            state.source = source.or(state.source.take());
             state.writable = false;
             state.content.take()
         });
@@ -219,6 +222,31 @@ impl<S: Store> Fs<S> {
         let code = error.code().unwrap_or("commit");
         self.reports.error(code, &self.backing_path(node), &format!("commit failed and will be repeated: {error}"));
         error
+    }
+
+    /// Takes the keys away from every file for whose source `lost` says so, after what was written is durable as far as may
+    /// be. Returns the files whose plaintext may be in the kernel's cache: those, and closed ones that had such keys.
+    pub fn drop_keys(&self, lost: &dyn Fn(&KeySource) -> bool) -> Vec<Ino> {
+        let mut affected = Vec::new();
+        for node in self.nodes.all() {
+            let (content, source) = node.with(|state| (state.content.clone(), state.source.clone()));
+            let dropped = content.and_then(|content| {
+                self.charge(&node);
+                let _times = node.times.lock();
+                let settled = content.drop_keys(lost);
+                self.keep_set_id(&node);
+                settled
+            });
+            if let Some(Err(e)) = &dropped {
+                let detail = format!("its key goes before what was written is settled: {e}");
+                self.reports.error("commit", &self.backing_path(&node), &detail);
+            }
+            if dropped.is_some() || source.is_some_and(|source| lost(&source)) {
+                node.with(|state| state.source = None);
+                affected.push(node.ino);
+            }
+        }
+        affected
     }
 
     /// Whether `commit` has anything to do.

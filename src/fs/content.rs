@@ -52,7 +52,8 @@ impl<S: Store> Fs<S> {
             None => {
                 let size = node.size().ok_or(FsError::Errno(libc::ESTALE))?;
                 let backing = self.open_backing(node, access)?;
-                Arc::new(EncryptedFile::new(self.config.files.clone(), backing, write, size))
+                let file = EncryptedFile::new(self.config.files.clone(), backing, write, size);
+                Arc::new(file.inheriting(node.group.clone()))
             }
         };
         self.dirty.set_lingering(node, false);
@@ -99,15 +100,22 @@ impl<S: Store> Fs<S> {
             self.writable()?;
         }
         let node = self.file_node(ino)?;
+        if mode.truncate {
+            // Emptying a file needs no key, but what is written next does: refused before the old content is gone.
+            self.keys_for_new_files(&node)?;
+        }
         let content = self.hold(&node, mode.write || mode.truncate)?;
-        // The open is counted, so that key calls need no lock of ours. Emptying a file asks for no key and no header.
+        // The open is counted, so that keys are looked for under no lock of ours.
         let ready = if mode.truncate {
             self.resize(&node, &content, 0).and_then(|()| match mode.drop_privileges {
                 true => self.drop_privileges(&node),
                 false => Ok(()),
             })
         } else {
-            content.authenticate().map_err(|e| self.noted(&node, e))
+            content.authenticate().map_err(|e| self.noted(&node, e)).and_then(|()| match mode.write {
+                true if content.lacks_keys() => self.keys_for_new_files(&node),
+                _ => Ok(()),
+            })
         };
         if ready.is_err() {
             self.let_go(&node);
@@ -171,6 +179,10 @@ impl<S: Store> Fs<S> {
         }
         let node = self.file_node(ino)?;
         let used = self.content_of(&node, false)?;
+        if used.content.keys_are_dropped() {
+            // Whoever syncs a file whose key is gone wants to know.
+            used.content.authenticate().map_err(|e| self.noted(&node, e))?;
+        }
         let result = used.content.sync(data_only).map_err(|e| self.noted(&node, e));
         let failed = node.with(|state| state.failed.take());
         result?;

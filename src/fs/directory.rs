@@ -30,7 +30,7 @@ impl<S: Store> Fs<S> {
             Err(e) => return Err(e.into()),
         };
         let record = found.ok_or_else(|| self.damaged(node, "dir-id"))?;
-        node.set_dir_id(record.id);
+        node.learn_dir(record.id, record.keys);
         Ok(record.id)
     }
 
@@ -46,7 +46,7 @@ impl<S: Store> Fs<S> {
         }
         let temp = temp_name(random16());
         self.store.mkdir(&dir.handle, &temp, mode & 0o7777, creator)?;
-        let record = DirRecord { id: random16(), parent: dir.id };
+        let record = DirRecord { id: random16(), parent: dir.id, keys: dir.node.keys() };
         let made = self.finish_directory(&dir, &temp, &record, creator).and_then(|handle| {
             let placed = self.place_companion(&dir, &encoded, creator)?;
             let renamed = self.store.rename((&dir.handle, &temp), (&dir.handle, &encoded.name), RenameMode::NoReplace);
@@ -65,7 +65,7 @@ impl<S: Store> Fs<S> {
         let st = self.store.stat(Place::Pinned(&handle))?;
         let attr = self.attach(&dir, &encoded.name, st)?;
         if let Some(node) = self.nodes.find(attr.ino) {
-            node.set_dir_id(record.id);
+            node.learn_dir(record.id, record.keys);
         }
         self.handles.insert(attr.ino, handle);
         Ok(attr)
@@ -73,7 +73,7 @@ impl<S: Store> Fs<S> {
 
     fn finish_directory(&self, dir: &Dir<'_, S>, temp: &[u8], id: &DirRecord, by: Creator) -> io::Result<S::Handle> {
         let handle = self.store.pin(&dir.handle, temp)?;
-        let target = id.encode(&self.config.keys.dir_id);
+        let target = id.encode(&self.config.keys.dir_id).map_err(io::Error::other)?;
         self.as_owner(Place::Pinned(&handle), OWNER_ALL, || self.store.symlink(&handle, DIR_ID_NAME, &target, by))?;
         Ok(handle)
     }

@@ -1,6 +1,10 @@
 //! The one place where an error becomes an errno. Knows every error type below; must not know who asked.
 
-use crate::{file::FileError, format::names::NameError, keys::KeyError};
+use crate::{
+    file::FileError,
+    format::names::NameError,
+    keys::{KeyError, keyring::Waits, wanted::Wanted},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum FsError {
@@ -27,6 +31,16 @@ impl From<std::io::Error> for FsError {
 /// The errno of an I/O error; EIO for one that did not come from the kernel.
 fn of_io(e: &std::io::Error) -> i32 {
     e.raw_os_error().unwrap_or(libc::EIO)
+}
+
+impl Waits for FsError {
+    fn wanted(&self) -> Option<&Wanted> {
+        match self {
+            FsError::File(e) => e.wanted(),
+            FsError::Key(e) => e.wanted(),
+            _ => None,
+        }
+    }
 }
 
 impl FsError {
@@ -58,6 +72,8 @@ impl FsError {
         match self {
             FsError::Corrupt { code } | FsError::File(FileError::Corrupt { code, .. }) => Some(code),
             FsError::File(FileError::Header(_)) => Some("header"),
+            // Not an answer yet.
+            FsError::Key(KeyError::Pending(_)) | FsError::File(FileError::Key(KeyError::Pending(_))) => None,
             FsError::Key(_) | FsError::File(FileError::Key(_)) => Some("key"),
             // Full disks and quotas are the caller's business; a failing device is the operator's.
             FsError::Errno(libc::EIO) => Some("backing-io"),

@@ -17,6 +17,7 @@ mod attributes;
 mod commit;
 mod content;
 mod directory;
+mod directory_keys;
 pub mod errno;
 mod handles;
 mod listing;
@@ -161,16 +162,16 @@ impl<S: Store> Fs<S> {
     /// Makes an empty tree (the root's directory id) in a fresh store. EEXIST where it has one already.
     pub fn format(store: &S, keys: &VolumeKeys) -> Result<()> {
         let root = store.stat(Place::Pinned(store.root()))?;
-        let record = DirRecord { id: random16(), parent: NO_PARENT };
+        let record = DirRecord { id: random16(), parent: NO_PARENT, keys: None };
         let by = Creator { uid: root.uid, gid: root.gid, umask: 0 };
-        store.symlink(store.root(), DIR_ID_NAME, &record.encode(&keys.dir_id), by)?;
+        let target = record.encode(&keys.dir_id).map_err(std::io::Error::other)?;
+        store.symlink(store.root(), DIR_ID_NAME, &target, by)?;
         Ok(store.sync_dir(store.root())?)
     }
 
-    /// Stand-in until the engine has it.
-    pub fn drop_keys(&self, lost: &dyn Fn(&crate::keys::keyring::KeySource) -> bool) -> Vec<Ino> {
-        let _ = lost;
-        Vec::new()
+    /// `op` on this filesystem, with the keys fetched that it lacks. For threads that may wait and hold no lock.
+    pub fn patiently<T>(&self, mut op: impl FnMut(&Self) -> Result<T>) -> Result<T> {
+        self.config.files.keyring.patiently(|| op(self))
     }
 
     /// EROFS where nothing may be changed.

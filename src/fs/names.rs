@@ -73,7 +73,7 @@ impl<S: Store> Fs<S> {
             Some(size) => size,
             None => self.first_size(dir, raw, &st),
         };
-        let node = match self.nodes.attach(ino, st.kind, dir.link(raw)) {
+        let node = match self.nodes.attach(ino, st.kind, &dir.node, dir.link(raw)) {
             Err(FsError::Corrupt { code }) => {
                 self.reports.error(code, &self.entry_path(dir, raw), "its inode number was of another kind before");
                 return Err(FsError::Corrupt { code });
@@ -152,11 +152,19 @@ impl<S: Store> Fs<S> {
     pub fn create(&self, by: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
         let (creator, mode) = (by.creator(), mode & 0o7777);
         self.enter(parent, name, creator, |dir, raw| {
+            if let Err(e) = self.keys_for_new_files(&dir.node) {
+                // A file that nothing could be written to is not made; one that is there already is another matter.
+                return Err(match self.store.stat(dir.entry(raw)) {
+                    Ok(_) => FsError::Errno(libc::EEXIST),
+                    Err(_) => e,
+                });
+            }
             let file = self.store.create_file(&dir.handle, raw, mode, creator)?;
             let st = file.stat()?;
             let attr = self.attach(dir, raw, st)?;
             let node = self.node(attr.ino)?;
-            let content = Arc::new(EncryptedFile::new(self.config.files.clone(), file, true, 0));
+            let content = EncryptedFile::new(self.config.files.clone(), file, true, 0).inheriting(node.group.clone());
+            let content = Arc::new(content);
             node.with(|state| {
                 state.size = Some(0);
                 state.content = Some(content);
@@ -170,6 +178,9 @@ impl<S: Store> Fs<S> {
     pub fn mknod(&self, by: &Caller, parent: Ino, name: &[u8], kind: Kind, mode: u32, rdev: u64) -> Result<Attr> {
         let (creator, mode) = (by.creator(), mode & 0o7777);
         self.enter(parent, name, creator, |dir, raw| {
+            if kind == Kind::File {
+                self.keys_for_new_files(&dir.node)?;
+            }
             match kind {
                 Kind::File => drop(self.store.create_file(&dir.handle, raw, mode, creator)?),
                 Kind::Directory | Kind::Symlink => return Err(FsError::Errno(libc::EINVAL)),

@@ -4,6 +4,7 @@
 //! own, so a node whose last name goes away is pinned first: its number cannot be used again before it is forgotten.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -11,8 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::{FsError, Ino, ROOT, Result};
-use crate::file::EncryptedFile;
-use crate::format::DirId;
+use crate::file::{DirectoryGroup, EncryptedFile, Inherited};
+use crate::format::{DirId, KeyGroup};
+use crate::keys::keyring::KeySource;
 use crate::store::{Kind, Store};
 
 /// One name of a node: where it stands in the backing tree.
@@ -37,7 +39,10 @@ pub(super) struct Node<S: Store> {
     pub times: Mutex<()>,
     /// Whether the node is in the dirty set; see `commit`.
     pub dirty: AtomicBool,
+    /// Set once, after `group`, under the state lock.
     dir_id: OnceLock<DirId>,
+    /// Of a directory its own, for good; anything else follows the directory where it was met last.
+    pub group: Arc<Inherited>,
     /// uid in the upper half, gid in the lower; all ones where unknown.
     owner: AtomicU64,
     /// The set-id bits that the kernel was told, as mode bits; all ones where unknown.
@@ -62,6 +67,8 @@ pub(super) struct State<S: Store> {
     pub lingering: bool,
     /// A failed commit that no fsync has reported yet.
     pub failed: Option<i32>,
+    /// Where the keys came from that the closed content had: its pages may be in the kernel's cache still.
+    pub source: Option<Arc<KeySource>>,
     /// Target of a removed symlink whose overflow object is gone.
     pub target: Option<Box<[u8]>>,
 }
@@ -72,7 +79,9 @@ const NO_MODE: u32 = u32::MAX;
 const SET_ID: u32 = 0o6000;
 
 impl<S: Store> Node<S> {
-    fn new(ino: Ino, kind: Kind) -> Self {
+    /// `parent`: the group of the directory it stands in.
+    fn new(ino: Ino, kind: Kind, parent: Arc<DirectoryGroup>) -> Self {
+        let group = if kind == Kind::Directory { Arc::default() } else { parent };
         let state = State {
             links: Vec::new(),
             size: None,
@@ -82,6 +91,7 @@ impl<S: Store> Node<S> {
             opens: 0,
             lingering: false,
             failed: None,
+            source: None,
             target: None,
         };
         Self {
@@ -92,6 +102,7 @@ impl<S: Store> Node<S> {
             times: Mutex::new(()),
             dirty: AtomicBool::new(false),
             dir_id: OnceLock::new(),
+            group: Arc::new(Inherited::from(group)),
             owner: AtomicU64::new(NO_OWNER),
             set_id: AtomicU32::new(NO_MODE),
             state: Mutex::new(state),
@@ -106,9 +117,28 @@ impl<S: Store> Node<S> {
     pub fn dir_id(&self) -> Option<DirId> {
         self.dir_id.get().copied()
     }
-    /// The first one stays.
-    pub fn set_dir_id(&self, id: DirId) {
-        let _ = self.dir_id.set(id);
+    /// The first record read stays: only `set_keys` changes the keys afterwards.
+    pub fn learn_dir(&self, id: DirId, keys: KeyGroup) {
+        self.with(|_| {
+            if self.dir_id.get().is_none() {
+                self.group.directory().set(keys);
+                let _ = self.dir_id.set(id);
+            }
+        });
+    }
+    /// Of a directory whose record has been read: under `entries`, so that what is made inside has one group.
+    pub fn keys(&self) -> KeyGroup {
+        self.group.group()
+    }
+    /// Callers hold `entries` exclusively and have written the record.
+    pub fn set_keys(&self, keys: KeyGroup) {
+        self.group.directory().set(keys);
+    }
+    /// It stands in this directory from now on.
+    pub fn inherit(&self, directory: &Self) {
+        if self.kind != Kind::Directory {
+            self.group.follow(directory.group.directory());
+        }
     }
 
     pub fn owner(&self) -> Option<(u32, u32)> {
@@ -207,7 +237,7 @@ impl<S: Store> NodeTable<S> {
     /// With the root, which stays for good.
     pub fn new() -> Self {
         let table = Self { shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect() };
-        let root = Slot { node: Arc::new(Node::new(ROOT, Kind::Directory)), lookups: 1 };
+        let root = Slot { node: Arc::new(Node::new(ROOT, Kind::Directory, Arc::default())), lookups: 1 };
         table.shard(ROOT).lock().insert(ROOT, root);
         table
     }
@@ -222,11 +252,20 @@ impl<S: Store> NodeTable<S> {
         self.shard(ino).lock().get(&ino).map(|slot| slot.node.clone())
     }
 
-    /// Counts one lookup of `ino` under this name, making the node where there is none.
+    /// Counts one lookup of `ino` under a name in `dir`, making the node where there is none.
     /// EIO where the number belongs to an object of another kind, which somebody else put there.
-    pub fn attach(&self, ino: Ino, kind: Kind, link: Link) -> Result<Arc<Node<S>>> {
+    pub fn attach(&self, ino: Ino, kind: Kind, dir: &Node<S>, link: Link) -> Result<Arc<Node<S>>> {
+        let group = dir.group.directory();
         let mut shard = self.shard(ino).lock();
-        let slot = shard.entry(ino).or_insert_with(|| Slot { node: Arc::new(Node::new(ino, kind)), lookups: 0 });
+        let new = || Slot { node: Arc::new(Node::new(ino, kind, group)), lookups: 0 };
+        let slot = match shard.entry(ino) {
+            Entry::Vacant(vacant) => vacant.insert(new()),
+            Entry::Occupied(slot) => {
+                let slot = slot.into_mut();
+                slot.node.inherit(dir);
+                slot
+            }
+        };
         if slot.node.kind != kind {
             return Err(FsError::Corrupt { code: "entry-replaced" });
         }
@@ -255,6 +294,11 @@ impl<S: Store> NodeTable<S> {
         drop(shard);
         // Closing a pin is I/O: only now.
         drop(gone);
+    }
+
+    /// Every node there is now.
+    pub fn all(&self) -> Vec<Arc<Node<S>>> {
+        self.shards.iter().flat_map(|s| s.lock().values().map(|slot| slot.node.clone()).collect::<Vec<_>>()).collect()
     }
 
     /// Number of nodes, the root included.

@@ -118,6 +118,7 @@ impl<S: Store> Fs<S> {
         let buried = victim.and_then(|v| self.bury(v));
         if let Some(node) = self.moved_node(moved) {
             node.move_link(&source.dir.link(&source.name.name), target.dir.link(&target.name.name));
+            node.inherit(&target.dir.node);
         }
         self.drop_companion(&source.dir, &source.name);
         Ok(Outcome::Done(buried))
@@ -135,9 +136,11 @@ impl<S: Store> Fs<S> {
         let (from, to) = (source.dir.link(&source.name.name), target.dir.link(&target.name.name));
         if let Some(node) = self.moved_node(moved) {
             node.move_link(&from, to.clone());
+            node.inherit(&target.dir.node);
         }
         if let Some(node) = self.moved_node(other) {
             node.move_link(&to, from);
+            node.inherit(&source.dir.node);
         }
     }
 

@@ -56,6 +56,10 @@ impl<S: Store> Fs<S> {
     pub(super) fn bury(&self, victim: Victim<S>) -> Option<Arc<Node<S>>> {
         if let Some(node) = &victim.node {
             node.remove_link(&victim.link);
+            // A name that is left, where there is one, says which directory's keys it would get.
+            if let Some(directory) = node.first_link().and_then(|link| self.nodes.find(link.parent)) {
+                node.inherit(&directory);
+            }
         }
         if let Some((id, target)) = victim.overflow {
             if let (Some(node), Some(target)) = (&victim.node, target) {

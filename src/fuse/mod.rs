@@ -1,7 +1,9 @@
 //! The FUSE adapter: decodes requests, calls the filesystem, replies. No logic of its own; the only importer of `fuser`.
 
 mod convert;
+mod core;
 pub mod session;
+mod waiting;
 mod workers;
 
 use std::cell::RefCell;
@@ -9,7 +11,6 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -22,9 +23,10 @@ use fuser::{
 use zeroize::Zeroizing;
 
 use crate::file::Seek;
-use crate::fs::{Attr, Caller, Fs, FsError, ROOT, SetAttr};
-use crate::store::{Kind, RenameMode, Store};
-use workers::{NotifierCell, Workers};
+use crate::fs::{Attr, Caller, FsError, ROOT, SetAttr};
+use crate::keys::keyring::Waits;
+use crate::store::{RenameMode, Store};
+use core::{Adapter, Core, empty, is_pending, sized};
 
 /// Reads this attribute of the root directory: the daemon's process id, as text.
 pub const PID_XATTR: &str = "user.envelopefs.pid";
@@ -69,98 +71,14 @@ pub struct Behaviour {
     pub owner: u32,
 }
 
-struct Adapter<S: Store> {
-    fs: Arc<Fs<S>>,
-    behaviour: Behaviour,
-    workers: Workers,
-}
-
 thread_local! {
     /// One read buffer per event loop, grown to the largest request and never cleared in between: clearing would cost as
     /// much as decrypting. It holds plaintext like the kernel's page cache does, and is wiped when its thread ends.
     static READ_BUFFER: RefCell<Zeroizing<Vec<u8>>> = RefCell::new(Zeroizing::new(Vec::new()));
 }
 
-impl<S: Store> Adapter<S> {
-    /// The cell takes the session's notifier once there is one.
-    fn new(fs: Arc<Fs<S>>, behaviour: Behaviour) -> io::Result<(Self, NotifierCell)> {
-        let notifier: NotifierCell = Arc::new(OnceLock::new());
-        let workers = Workers::start(&fs, &notifier, !behaviour.read_only)?;
-        Ok((Self { fs, behaviour, workers }, notifier))
-    }
-
-    fn entry(&self, result: Result<Attr, FsError>, reply: ReplyEntry) {
-        match result {
-            Ok(attr) => reply.entry(&self.behaviour.timeout, &convert::attributes(&attr), Generation(0)),
-            Err(e) => reply.error(convert::errno(&e)),
-        }
-    }
-
-    /// After a change of the entries of `dirs`.
-    fn settle<T>(&self, result: Result<T, FsError>, dirs: &[INodeNo]) -> Result<T, FsError> {
-        let value = result?;
-        if self.behaviour.dirsync {
-            for dir in dirs {
-                self.fs.fsyncdir(dir.0)?;
-            }
-        }
-        Ok(value)
-    }
-
-    fn attr(&self, result: Result<Attr, FsError>, reply: ReplyAttr) {
-        match result {
-            Ok(attr) => reply.attr(&self.behaviour.timeout, &convert::attributes(&attr)),
-            Err(e) => reply.error(convert::errno(&e)),
-        }
-    }
-
-    /// open(2) with O_CREAT: a file that is there already is opened, unless O_EXCL forbids it.
-    fn create_or_open(
-        &self,
-        by: &Caller,
-        parent: INodeNo,
-        name: &[u8],
-        mode: u32,
-        flags: i32,
-    ) -> Result<Attr, FsError> {
-        match self.fs.create(by, parent.0, name, mode) {
-            Err(e) if e.errno() == libc::EEXIST && flags & libc::O_EXCL == 0 => {}
-            other => return self.settle(other, &[parent]),
-        }
-        let attr = self.fs.lookup(parent.0, name)?;
-        let opened = match attr.stat.kind {
-            Kind::File => {
-                self.fs.open(attr.ino, convert::open_mode(flags, by.uid)).and_then(|()| self.fs.getattr(attr.ino))
-            }
-            Kind::Directory => Err(FsError::Errno(libc::EISDIR)),
-            Kind::Symlink => Err(FsError::Errno(libc::ELOOP)),
-            _ => Err(FsError::Errno(libc::EEXIST)),
-        };
-        if opened.is_err() {
-            self.fs.forget(attr.ino, 1);
-        }
-        opened
-    }
-}
-
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
-}
-
-fn empty(result: Result<(), FsError>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(convert::errno(&e)),
-    }
-}
-
-/// The two-step protocol of getxattr(2) and listxattr(2): size 0 asks for the size.
-fn sized(value: &[u8], size: u32, reply: ReplyXattr) {
-    match u32::try_from(value.len()) {
-        Ok(len) if size == 0 => reply.size(len),
-        Ok(len) if len <= size => reply.data(value),
-        _ => reply.error(Errno::ERANGE),
-    }
 }
 
 fn is_control(ino: INodeNo, name: &OsStr) -> bool {
@@ -228,7 +146,7 @@ impl<S: Store> Filesystem for Adapter<S> {
             atime: convert::set_time(atime),
             mtime: convert::set_time(mtime),
         };
-        self.attr(self.fs.setattr(ino.0, &set), reply);
+        self.keyed(move |core| core.fs.setattr(ino.0, &set), |core, result| core.attr(result, reply));
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -250,8 +168,16 @@ impl<S: Store> Filesystem for Adapter<S> {
     ) {
         let Some(kind) = convert::node_kind(mode) else { return reply.error(Errno::EINVAL) };
         let by = caller(request, umask);
-        let made = self.fs.mknod(&by, parent.0, name.as_bytes(), kind, mode & 0o7777, u64::from(rdev));
-        self.entry(self.settle(made, &[parent]), reply);
+        let (mode, rdev) = (mode & 0o7777, u64::from(rdev));
+        let make = move |core: &Core<S>, name: &[u8]| {
+            core.settle(core.fs.mknod(&by, parent.0, name, kind, mode, rdev), &[parent])
+        };
+        let made = make(self, name.as_bytes());
+        if is_pending(&made) {
+            let name = name.as_bytes().to_vec();
+            return self.later(move |core| make(core, &name), |core, made| core.entry(made, reply));
+        }
+        self.entry(made, reply);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
@@ -299,14 +225,15 @@ impl<S: Store> Filesystem for Adapter<S> {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let mode = convert::open_mode(flags.0, request.uid());
-        match self.fs.open(ino.0, mode) {
+        let respond = move |core: &Core<S>, result| match result {
             // Set-id bits may be gone: the kernel must not go on with those it knows.
             Ok(()) if mode.truncate && mode.drop_privileges => {
-                self.workers.opened(ino.0, FopenFlags::FOPEN_KEEP_CACHE, reply);
+                core.workers.opened(ino.0, FopenFlags::FOPEN_KEEP_CACHE, reply);
             }
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
             Err(e) => reply.error(convert::errno(&e)),
-        }
+        };
+        self.keyed(move |core| core.fs.open(ino.0, mode), respond);
     }
 
     fn create(
@@ -319,14 +246,21 @@ impl<S: Store> Filesystem for Adapter<S> {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        match self.create_or_open(&caller(request, umask), parent, name.as_bytes(), mode & 0o7777, flags) {
+        let (by, mode) = (caller(request, umask), mode & 0o7777);
+        let respond = |core: &Core<S>, result: Result<Attr, FsError>| match result {
             Ok(attr) => {
                 let attributes = convert::attributes(&attr);
-                let timeout = &self.behaviour.timeout;
+                let timeout = &core.behaviour.timeout;
                 reply.created(timeout, &attributes, Generation(0), FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
             }
             Err(e) => reply.error(convert::errno(&e)),
+        };
+        let result = self.create_or_open(&by, parent, name.as_bytes(), mode, flags);
+        if is_pending(&result) {
+            let name = name.as_bytes().to_vec();
+            return self.later(move |core| core.create_or_open(&by, parent, &name, mode, flags), respond);
         }
+        respond(self, result);
     }
 
     fn read(
@@ -349,6 +283,19 @@ impl<S: Store> Filesystem for Adapter<S> {
             let buffer = &mut buffer[..size];
             match self.fs.read(ino.0, offset, buffer) {
                 Ok(len) => reply.data(&buffer[..len.min(size)]),
+                Err(e) if e.wanted().is_some() => {
+                    let read = move |core: &Core<S>| {
+                        let mut buffer = Zeroizing::new(vec![0; size]);
+                        let len = core.fs.read(ino.0, offset, &mut buffer)?;
+                        buffer.truncate(len);
+                        Ok(buffer)
+                    };
+                    let respond = |_: &Core<S>, result: Result<Zeroizing<Vec<u8>>, FsError>| match result {
+                        Ok(data) => reply.data(&data),
+                        Err(e) => reply.error(convert::errno(&e)),
+                    };
+                    self.later(read, respond);
+                }
                 Err(e) => reply.error(convert::errno(&e)),
             }
         });
@@ -366,11 +313,18 @@ impl<S: Store> Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.fs.write(ino.0, offset, data) {
-            // The kernel never sends more than 16 MiB at once.
-            Ok(()) => reply.written(data.len() as u32),
+        // The kernel never sends more than 16 MiB at once.
+        let len = data.len() as u32;
+        let respond = move |_: &Core<S>, result: Result<(), FsError>| match result {
+            Ok(()) => reply.written(len),
             Err(e) => reply.error(convert::errno(&e)),
+        };
+        let result = self.fs.write(ino.0, offset, data);
+        if is_pending(&result) {
+            let data = Zeroizing::new(data.to_vec());
+            return self.later(move |core| core.fs.write(ino.0, offset, &data), respond);
         }
+        respond(self, result);
     }
 
     /// Always answered: one ENOSYS would switch it off for the whole connection.
@@ -393,7 +347,7 @@ impl<S: Store> Filesystem for Adapter<S> {
     }
 
     fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        empty(self.fs.fsync(ino.0, data_only), reply);
+        self.keyed(move |core| core.fs.fsync(ino.0, data_only), |_, result| empty(result, reply));
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -481,7 +435,14 @@ impl<S: Store> Filesystem for Adapter<S> {
                 reply.error(Errno::EPERM)
             };
         }
-        empty(self.fs.setxattr(&caller(request, 0), ino.0, name.as_bytes(), value, flags), reply);
+        let by = caller(request, 0);
+        let result = self.fs.setxattr(&by, ino.0, name.as_bytes(), value, flags);
+        if is_pending(&result) {
+            let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+            let attempt = move |core: &Core<S>| core.fs.setxattr(&by, ino.0, &name, &value, flags);
+            return self.later(attempt, |_, result| empty(result, reply));
+        }
+        empty(result, reply);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -492,28 +453,41 @@ impl<S: Store> Filesystem for Adapter<S> {
                 reply.error(Errno::ENODATA)
             };
         }
-        match self.fs.getxattr(ino.0, name.as_bytes()) {
+        let respond = move |_: &Core<S>, result: Result<Vec<u8>, FsError>| match result {
             Ok(value) => sized(&value, size, reply),
             Err(e) => reply.error(convert::errno(&e)),
+        };
+        let result = self.fs.getxattr(ino.0, name.as_bytes());
+        if is_pending(&result) {
+            let name = name.as_bytes().to_vec();
+            return self.later(move |core| core.fs.getxattr(ino.0, &name), respond);
         }
+        respond(self, result);
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.fs.listxattr(ino.0) {
+        let is_root = request.uid() == 0;
+        let respond = move |_: &Core<S>, result: Result<Vec<Vec<u8>>, FsError>| match result {
             Ok(mut names) => {
                 // Which trusted attributes there are is for root alone (xattr(7)).
-                names.retain(|name| request.uid() == 0 || !name.starts_with(b"trusted."));
+                names.retain(|name| is_root || !name.starts_with(b"trusted."));
                 sized(&convert::joined(&names), size, reply)
             }
             Err(e) => reply.error(convert::errno(&e)),
-        }
+        };
+        self.keyed(move |core| core.fs.listxattr(ino.0), respond);
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if is_control(ino, name) {
             return reply.error(Errno::EPERM);
         }
-        empty(self.fs.removexattr(ino.0, name.as_bytes()), reply);
+        let result = self.fs.removexattr(ino.0, name.as_bytes());
+        if is_pending(&result) {
+            let name = name.as_bytes().to_vec();
+            return self.later(move |core| core.fs.removexattr(ino.0, &name), |_, result| empty(result, reply));
+        }
+        empty(result, reply);
     }
 
     fn fallocate(
@@ -526,7 +500,7 @@ impl<S: Store> Filesystem for Adapter<S> {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        empty(self.fs.fallocate(ino.0, mode, offset, len), reply);
+        self.keyed(move |core| core.fs.fallocate(ino.0, mode, offset, len), |_, result| empty(result, reply));
     }
 
     /// Only SEEK_DATA and SEEK_HOLE come here; the kernel does the others by itself.
@@ -566,10 +540,12 @@ impl<S: Store> Filesystem for Adapter<S> {
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
-        match self.fs.copy_range((from.0, from_offset), (to.0, to_offset), len.min(MAX_COPY)) {
+        let len = len.min(MAX_COPY);
+        let copy = move |core: &Core<S>| core.fs.copy_range((from.0, from_offset), (to.0, to_offset), len);
+        self.keyed(copy, |_, result| match result {
             Ok(copied) => reply.written(copied.min(MAX_COPY) as u32),
             Err(e) => reply.error(convert::errno(&e)),
-        }
+        });
     }
 
     fn ioctl(

@@ -74,7 +74,8 @@ fn run<S: Store>(fs: &Fs<S>, notifier: &NotifierCell, flush_before_seek: bool, t
             {
                 log::warn!("cannot flush inode {ino} before a seek: {e}");
             }
-            match fs.seek(ino, whence, offset) {
+            // A seek that lacks a key opens the file first, and an open has fetched it: this waits in a race only.
+            match fs.patiently(|fs| fs.seek(ino, whence, offset)) {
                 Ok(found) => match i64::try_from(found) {
                     Ok(found) => reply.offset(found),
                     Err(_) => reply.error(Errno::EOVERFLOW),

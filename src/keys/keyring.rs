@@ -30,12 +30,15 @@ pub use super::cache::KeySource;
 mod branch;
 mod outage;
 
+pub use branch::{BranchHook, hangs_on};
 pub use outage::{KeyringStatus, Loss};
 
 /// Branch keys kept at most: a volume has one a month or per million files, so only forged headers reach it.
 const BRANCHES_MAX: usize = 1024;
 /// Keys of single files that were fetched and not taken yet (per-file mode).
 const FILES_MAX: usize = 256;
+/// A failed attempt to make a key answers for this long for those who ask again.
+const FAILURE_HOLDS: Duration = Duration::from_secs(1);
 /// How often something is tried again after a fetch: more than a header has slots that could each need one.
 const FETCHES_MAX: usize = 16;
 
@@ -111,8 +114,9 @@ pub struct Keyring {
     files: KeyCache<FileId>,
     /// Per-file mode: made, and taken by the next create.
     fresh: Mutex<Vec<Fresh>>,
+    file_key_failed: Mutex<HashMap<KeyGroup, (KeyError, Instant)>>,
     growing: Mutex<branch::Growing>,
-    hook: RwLock<Option<branch::BranchHook>>,
+    hook: RwLock<Option<Arc<BranchHook>>>,
     bell: Arc<Bell>,
 }
 
@@ -152,6 +156,7 @@ impl Keyring {
             branches: KeyCache::new(BRANCHES_MAX),
             files: KeyCache::new(FILES_MAX),
             fresh: Mutex::default(),
+            file_key_failed: Mutex::default(),
             growing: Mutex::new(branch::Growing::starting_with(branch)),
             hook: RwLock::new(None),
             bell,
@@ -170,6 +175,11 @@ impl Keyring {
         self.cmks.read().clone()
     }
 
+    /// The volume's own.
+    pub fn own_cmks(&self) -> Vec<Arc<Guard>> {
+        self.cmks.read().iter().take(self.own).cloned().collect()
+    }
+
     /// A CMK that directories hang on beside the volume's own. One that is there already stays as it is.
     pub fn add_cmk(&self, cmk: Arc<Guard>) {
         let mut cmks = self.cmks.write();
@@ -177,6 +187,29 @@ impl Keyring {
             cmk.report_to(&self.bell);
             cmks.push(cmk);
         }
+    }
+
+    /// `NoCmk` where this mount was not given every CMK of a group.
+    pub fn knows(&self, group: &KeyGroup) -> Result<(), KeyError> {
+        match group {
+            None => Ok(()),
+            Some(_) => self.members(group).map(drop),
+        }
+    }
+
+    /// Whether these CMKs work together for new files of this volume: a key that is thrown away is made, wrapped under each
+    /// and opened by each, as a branch's would be. Gives the slots that a header would carry. Asks the providers, and waits.
+    pub fn prove(&self, cmks: &[Arc<Guard>]) -> Result<Vec<CmkSlot>, KeyError> {
+        let context = EncryptionContext::for_branch(&self.volume_id, &random::array());
+        let until = Deadline::after(self.outage.deadline.saturating_mul(2));
+        let (_, slots) = slots::generate(cmks, &context, until.share(2))?;
+        for (n, cmk) in cmks.iter().enumerate() {
+            let slot = slots.iter().find(|slot| slots::belongs(slot, cmk.key_ref())).ok_or_else(|| {
+                KeyError::Config(format!("CMK {} is an optional one and cannot be had at the moment", cmk.key_ref()))
+            })?;
+            slots::unwrap(cmk, slot, &context, until.share(cmks.len() - n))?;
+        }
+        Ok(slots)
     }
 
     /// Fresh identity and keys for a file in a directory of `group`; no provider call while the current branch lasts.
@@ -193,7 +226,7 @@ impl Keyring {
                     at.map(|at| fresh.swap_remove(at))
                 };
                 let Some(Fresh { file_id, dek, slots, source, .. }) = made else {
-                    return Err(KeyError::Pending(Box::new(Wanted::NewFile(group.clone()))));
+                    return Err(self.lacking_file_key(group));
                 };
                 Ok(NewFileKeys { file_id, keys: FileKeys::derive(&file_id, &dek), source, wrapped_dek: None, slots })
             }
@@ -211,6 +244,21 @@ impl Keyring {
                     slots: branch.record.slots.clone(),
                 })
             }
+        }
+    }
+
+    /// Whether `create` would succeed now: `Pending` or the error that it would meet. For those who are about to make a file,
+    /// so that they hear it before anything is written to it.
+    pub fn ready(&self, group: &KeyGroup) -> Result<(), KeyError> {
+        let members = self.members(group)?;
+        self.permitted(&members)?;
+        if all_local(&members) {
+            return members.iter().find_map(|(_, cmk)| cmk.loss()).map_or(Ok(()), Err);
+        }
+        match self.policy.mode {
+            KeyMode::PerFile if self.fresh.lock().iter().any(|fresh| fresh.group == *group) => Ok(()),
+            KeyMode::PerFile => Err(self.lacking_file_key(group)),
+            KeyMode::Branch => self.branch_is_there(group),
         }
     }
 
@@ -426,10 +474,27 @@ impl Keyring {
         Deadline::after(self.outage.deadline)
     }
 
+    /// `Pending`, unless the last attempt failed a moment ago.
+    fn lacking_file_key(&self, group: &KeyGroup) -> KeyError {
+        match self.file_key_failed.lock().get(group) {
+            Some((error, at)) if at.elapsed() < FAILURE_HOLDS => error.repeat(),
+            _ => KeyError::Pending(Box::new(Wanted::NewFile(group.clone()))),
+        }
+    }
+
     fn fetch_file_key(&self, group: &KeyGroup) -> Result<(), KeyError> {
-        let made = self.make_file_key(group, &self.members(group)?)?;
-        self.fresh.lock().push(made);
-        Ok(())
+        let made = self.members(group).and_then(|members| self.make_file_key(group, &members));
+        match made {
+            Ok(made) => {
+                self.file_key_failed.lock().remove(group);
+                self.fresh.lock().push(made);
+                Ok(())
+            }
+            Err(e) => {
+                self.file_key_failed.lock().insert(group.clone(), (e.repeat(), Instant::now()));
+                Err(e)
+            }
+        }
     }
 
     fn make_file_key(&self, group: &KeyGroup, members: &Members) -> Result<Fresh, KeyError> {

@@ -36,6 +36,8 @@ const PREAMBLE: &str = "\
 pub struct KnownVolume {
     pub volume_id: VolumeId,
     pub cmks: Vec<String>,
+    /// CMKs of single directories that this host trusts for the volume beside its own.
+    pub directory_cmks: Vec<String>,
     pub commitment: [u8; 32],
     /// Where it was when it was recorded: a comment for people.
     pub path: String,
@@ -67,6 +69,34 @@ impl KnownVolumes {
     }
     /// Adds or replaces one record: write to a temporary file, fsync, rename; concurrent writers are serialised by a lock.
     pub fn record(&self, volume: &KnownVolume) -> Result<(), KeyError> {
+        self.change(|volumes| match volumes.iter_mut().find(|known| known.volume_id == volume.volume_id) {
+            Some(known) if known == volume => false,
+            Some(known) => {
+                known.clone_from(volume);
+                true
+            }
+            None => {
+                volumes.push(volume.clone());
+                true
+            }
+        })
+    }
+
+    /// Adds CMKs of directories to the record of a volume. False where there is no record.
+    pub fn trust_directory_cmks(&self, id: &VolumeId, uris: &[String]) -> Result<bool, KeyError> {
+        let mut found = false;
+        self.change(|volumes| {
+            let Some(known) = volumes.iter_mut().find(|known| known.volume_id == *id) else { return false };
+            found = true;
+            let new: Vec<_> = uris.iter().filter(|uri| !known.directory_cmks.contains(uri)).cloned().collect();
+            known.directory_cmks.extend_from_slice(&new);
+            !new.is_empty()
+        })?;
+        Ok(found)
+    }
+
+    /// `change` says whether there is anything to write.
+    fn change(&self, change: impl FnOnce(&mut Vec<KnownVolume>) -> bool) -> Result<(), KeyError> {
         let directory = match self.file.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -74,10 +104,8 @@ impl KnownVolumes {
         protected::create_directory(directory)?;
         let _lock = self.lock()?;
         let mut volumes = self.load()?;
-        match volumes.iter_mut().find(|known| known.volume_id == volume.volume_id) {
-            Some(known) if known == volume => return Ok(()),
-            Some(known) => known.clone_from(volume),
-            None => volumes.push(volume.clone()),
+        if !change(&mut volumes) {
+            return Ok(());
         }
         let document = FileOut { version: FORMAT_VERSION, volume: volumes.iter().map(RecordOut::from).collect() };
         let text = toml::to_string(&document).map_err(|e| self.malformed(None, &e.to_string()))?;
@@ -129,7 +157,13 @@ impl KnownVolumes {
             if volumes.iter().any(|other| other.volume_id == volume_id) {
                 return Err(self.malformed(line(record.id.span()), "this volume is there twice"));
             }
-            volumes.push(KnownVolume { volume_id, cmks: record.cmks, commitment, path: record.path });
+            volumes.push(KnownVolume {
+                volume_id,
+                cmks: record.cmks,
+                directory_cmks: record.directory_cmks,
+                commitment,
+                path: record.path,
+            });
         }
         Ok(volumes)
     }
@@ -190,6 +224,8 @@ struct RecordIn {
     #[serde(default)]
     path: String,
     cmks: Vec<String>,
+    #[serde(default)]
+    directory_cmks: Vec<String>,
     commitment: Spanned<String>,
 }
 
@@ -204,6 +240,8 @@ struct RecordOut<'a> {
     id: String,
     path: &'a str,
     cmks: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    directory_cmks: &'a [String],
     commitment: String,
 }
 
@@ -213,6 +251,7 @@ impl<'a> From<&'a KnownVolume> for RecordOut<'a> {
             id: HEXLOWER.encode(&volume.volume_id),
             path: &volume.path,
             cmks: &volume.cmks,
+            directory_cmks: &volume.directory_cmks,
             commitment: HEXLOWER.encode(&volume.commitment),
         }
     }

@@ -1,12 +1,11 @@
 //! Keys: the CMK provider joint, the key tree, whom a mount trusts. Knows headers and volumes as data; no files, no FUSE.
 
-use std::fmt;
-
 use wanted::Wanted;
 
 use data_encoding::HEXLOWER;
 
 use crate::crypto::secret::Secret32;
+pub use crate::format::KeyRef;
 use crate::format::{BranchId, FileId, VolumeId};
 
 mod cache;
@@ -18,6 +17,7 @@ mod protected;
 pub mod providers;
 mod slots;
 mod standing;
+mod terminal;
 pub mod uri;
 pub mod volume;
 pub mod wanted;
@@ -60,19 +60,6 @@ fn length_prefix(len: usize) -> [u8; 4] {
 pub const CONTEXT_VOLUME: &str = "envelopefs:volume-id";
 pub const CONTEXT_BRANCH: &str = "envelopefs:branch-id";
 pub const CONTEXT_FILE: &str = "envelopefs:file-id";
-
-/// A key as its provider names it. Recorded in headers; the only thing an allow-list compares.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct KeyRef {
-    pub provider: String,
-    pub key: String,
-}
-
-impl fmt::Display for KeyRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.provider, self.key)
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CmkState {

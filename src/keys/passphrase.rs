@@ -8,7 +8,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{KeyError, protected};
+use super::{KeyError, protected, terminal};
 
 /// Longest passphrase in bytes.
 pub const PASSPHRASE_MAX: usize = 4096;
@@ -19,6 +19,8 @@ pub enum PassphraseSource {
     Terminal,
     File(PathBuf),
     Descriptor(i32),
+    /// Nobody can be asked, as in a daemon at work.
+    Nowhere,
 }
 
 impl PassphraseSource {
@@ -34,13 +36,16 @@ impl PassphraseSource {
                 let file = File::from(duplicate(*fd).map_err(|e| KeyError::io(&name, e))?);
                 one_line(protected::read_bounded(file, &name, "passphrase on", PASSPHRASE_MAX + 1)?, &name.display())
             }
+            Self::Nowhere => Err(KeyError::Config(
+                "the key is sealed under a passphrase, and nobody can be asked for it here: give --passphrase-file FILE".into(),
+            )),
         }
     }
 }
 
 fn from_terminal(prompt: &str, confirm: bool) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-    let ask = |prompt: &str| match rpassword::prompt_password(prompt) {
-        Ok(line) => one_line(Zeroizing::new(line.into_bytes()), &"the terminal"),
+    let ask = |prompt: &str| match terminal::ask(prompt, PASSPHRASE_MAX + 1) {
+        Ok(line) => one_line(line, &"the terminal"),
         Err(e) => Err(KeyError::Config(format!(
             "cannot ask for the passphrase on a terminal ({e}): give --passphrase-file FILE or --passphrase-fd N"
         ))),

@@ -50,6 +50,8 @@ pub fn create(new: &NewVolume, cmks: &[Arc<Guard>]) -> Result<(VolumeConfig, Vol
         cmks: new.cmk_uris.clone(),
         volume_key: volume_key_slots,
         branch,
+        directory_cmks: Vec::new(),
+        directory_branches: Vec::new(),
     };
     Ok((config, VolumeKeys::derive(&volume_id, &volume_key)))
 }

@@ -1,12 +1,7 @@
 //! What a thread that must not wait asks those who may to fetch. Holds no secrets.
 
-use std::sync::Arc;
-
-use super::KeyRef;
+pub use crate::format::KeyGroup;
 use crate::format::{BranchId, FileId, header::CmkSlot};
-
-/// The CMKs that new files of a directory hang on, where they are not the volume's own.
-pub type KeyGroup = Option<Arc<[KeyRef]>>;
 
 /// A key that a remote provider has to be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]

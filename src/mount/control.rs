@@ -8,6 +8,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -19,8 +20,9 @@ use serde_json::Value;
 use super::kernel::MountEntry;
 use super::mounted::Mounted;
 use super::runtime_dir::{self, Bound, NoAnswer};
-use super::{MountError, status};
+use super::{MountError, directory_cmks, status};
 use crate::keys::KeyError;
+use crate::keys::passphrase::PassphraseSource;
 use crate::sys::peer;
 
 /// Of both lines. It changes when an old side could misunderstand a new one.
@@ -44,14 +46,28 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// What new files of a directory hang on: [`directory_cmks::DirectoryCmks`], as the next two. `inode`: the directory's
+    /// st_ino on the mount; the client holds it open meanwhile.
+    DirectoryCmks { inode: u64 },
+    /// Gives a directory CMKs. `passphrase_file`: for sealed keys; its path, since the daemon can read what its owner can.
+    SetDirectoryCmks {
+        inode: u64,
+        cmks: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Gives it the volume's CMKs back.
+    UnsetDirectoryCmks { inode: u64 },
 }
 
 impl Request {
     /// How long its answer may take.
     fn patience(&self) -> Duration {
         match self {
-            Self::Status {} => Duration::from_secs(10),
-            Self::ForgetKeys { .. } => Duration::from_secs(120),
+            Self::Status {} | Self::DirectoryCmks { .. } => Duration::from_secs(10),
+            Self::ForgetKeys { .. } | Self::SetDirectoryCmks { .. } | Self::UnsetDirectoryCmks { .. } => {
+                Duration::from_secs(120)
+            }
         }
     }
 }
@@ -61,6 +77,12 @@ fn perform(mounted: &Arc<Mounted>, request: Request) -> Result<Value, MountError
     let value = match request {
         Request::Status {} => serde_json::to_value(status::of(mounted)),
         Request::ForgetKeys { force } => serde_json::to_value(mounted.forget_keys(force)?),
+        Request::DirectoryCmks { inode } => serde_json::to_value(directory_cmks::show(mounted, inode)?),
+        Request::SetDirectoryCmks { inode, cmks, passphrase_file } => {
+            let passphrase = passphrase_file.map_or(PassphraseSource::Nowhere, PassphraseSource::File);
+            serde_json::to_value(directory_cmks::set(mounted, inode, &cmks, &passphrase)?)
+        }
+        Request::UnsetDirectoryCmks { inode } => serde_json::to_value(directory_cmks::unset(mounted, inode)?),
     };
     value.map_err(|e| MountError::Other(format!("the answer cannot be written: {e}")))
 }
@@ -319,6 +341,15 @@ mod tests {
         let text = |request| serde_json::to_string(&Question { version: VERSION, request }).unwrap();
         assert_eq!(text(Request::Status {}), r#"{"version":1,"request":"status"}"#);
         assert_eq!(text(Request::ForgetKeys { force: true }), r#"{"version":1,"request":"forget-keys","force":true}"#);
+        let set = |passphrase_file| Request::SetDirectoryCmks {
+            inode: 7,
+            cmks: vec!["keyfile:///k".into()],
+            passphrase_file,
+        };
+        let line = r#"{"version":1,"request":"set-directory-cmks","inode":7,"cmks":["keyfile:///k"]}"#;
+        assert_eq!(text(set(None)), line);
+        assert_eq!(parse(line.as_bytes()).unwrap(), set(None));
+        assert!(text(set(Some("/p".into()))).contains(r#""passphrase_file":"/p""#));
         let answer = Answer { version: VERSION, outcome: Outcome::Ok(Value::from(7)) };
         assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"version":1,"ok":7}"#);
         let answer = Answer { version: VERSION, outcome: MountError::Busy("x".into()).into() };

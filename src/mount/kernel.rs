@@ -320,6 +320,11 @@ pub fn find(path: &Path) -> Result<MountEntry, String> {
     }
 }
 
+/// The envelopefs mount with this device number.
+pub fn mount_of_device(device: (u32, u32)) -> io::Result<Option<MountEntry>> {
+    Ok(mounts()?.into_iter().rfind(|m| m.fs_type == FS_TYPE && m.device == device))
+}
+
 /// Whether resolving `path` would ask an envelopefs mount.
 fn hides_in_a_mount(all: &[MountEntry], path: &Path) -> bool {
     all.iter().any(|m| m.fs_type == FS_TYPE && path.starts_with(&m.mountpoint))

@@ -79,9 +79,10 @@ fn connect() -> Option<UnixDatagram> {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // fuser's own lines tell every request with its names and values; only its complaints are wanted.
+        // Lines of libraries tell every request with its names and values, and at the lowest level its bytes; only their
+        // complaints are wanted.
         metadata.level() <= log::max_level()
-            && (!metadata.target().starts_with("fuser") || metadata.level() <= Level::Warn)
+            && (metadata.target().starts_with("envelopefs") || metadata.level() <= Level::Warn)
     }
 
     fn log(&self, record: &Record<'_>) {

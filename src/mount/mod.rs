@@ -3,6 +3,8 @@
 
 pub mod cipher_dir;
 pub mod control;
+pub mod directory_cmks;
+pub mod directory_trust;
 pub mod kernel;
 pub mod log;
 pub mod mounted;
@@ -11,6 +13,7 @@ pub mod runtime_dir;
 pub mod serve;
 pub mod status;
 pub mod trust;
+pub mod volume_file;
 pub mod waiting;
 pub mod watch;
 
@@ -56,7 +59,7 @@ pub struct Access {
 
 /// The filesystem of an unlocked volume, with the keys to rewrite its volume file.
 pub fn open_fs(dir: &CipherDir, unlocked: Unlocked, access: Access) -> Result<OpenVolume, MountError> {
-    let Unlocked { config, keys, cmks } = unlocked;
+    let Unlocked { config, keys, cmks, directory_cmks } = unlocked;
     let keyring = Keyring::new(
         config.volume_id,
         cmks,
@@ -67,7 +70,11 @@ pub fn open_fs(dir: &CipherDir, unlocked: Unlocked, access: Access) -> Result<Op
         },
         Some(keys.origin.duplicate()),
         config.branch.clone(),
-    );
+    )
+    .with_branches(config.directory_branches.clone());
+    for cmk in directory_cmks {
+        keyring.add_cmk(cmk);
+    }
     let names = if config.plaintext_names { NameCodec::Plain } else { NameCodec::encrypted(&keys.names) };
     let rewrite_keys = duplicate(&keys);
     let files = Arc::new(FileContext { keyring, geometry: Geometry { header_pages: config.header_pages } });

@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::cipher_dir::CipherDir;
+use super::volume_file::VolumeFile;
 use super::{MountError, kernel};
 use crate::config::MountOptions;
 use crate::file::FileContext;
@@ -41,6 +42,8 @@ pub struct Mounted {
     /// `major, minor` of the mount's st_dev.
     pub device: (u32, u32),
     pub options: MountOptions,
+    /// `None` where the mount is read-only.
+    pub volume_file: Option<VolumeFile>,
     pub since: (Instant, SystemTime),
     pub hanging: Arc<AtomicUsize>,
 }

@@ -73,6 +73,7 @@ fn fill(dir: &CipherDir, made_dir: bool, plan: &Plan<'_>) -> Result<Made, MountE
     let known = KnownVolume {
         volume_id: config.volume_id,
         cmks: new.cmk_uris,
+        directory_cmks: Vec::new(),
         commitment: keys.commitment,
         path: dir.path().display().to_string(),
     };

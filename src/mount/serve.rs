@@ -17,10 +17,10 @@ use super::control::Server;
 use super::kernel::{self, KernelMount};
 use super::mounted::Mounted;
 use super::trust::Unlocked;
+use super::volume_file::VolumeFile;
 use super::watch::Watcher;
 use super::{Access, MountError, OpenVolume, open_fs};
 use crate::config::MountOptions;
-use crate::format::volume::{BranchRecord, VolumeConfig, VolumeKeys};
 use crate::fs::Fs;
 use crate::fuse::session::{self, Loops};
 use crate::fuse::{Behaviour, FOREVER};
@@ -42,10 +42,16 @@ fn ending_signals() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
 }
 
-/// Before any key is in memory: no core dumps, no tracing, all the descriptors we may have. Returns their number.
+/// Before any key is in memory: no core dumps, no tracing, no swap, all the descriptors we may have. Returns their number.
 pub fn harden() -> u64 {
     if let Err(e) = limits::forbid_dumps() {
         log::warn!("core dumps cannot be forbidden: {e}");
+    }
+    match limits::keep_out_of_swap() {
+        Ok(true) => {}
+        // Keys have locked memory of their own.
+        Ok(false) => log::debug!("memory other than keys may be swapped: locking it takes CAP_IPC_LOCK"),
+        Err(e) => log::warn!("memory other than keys may be swapped: mlockall: {e}"),
     }
     if let Err(e) = limits::raise_file_size_limit() {
         log::warn!("the limit of file sizes cannot be raised: {e}");
@@ -124,10 +130,14 @@ pub fn start(
     };
     let OpenVolume { fs, files, config, keys } = open_fs(&dir, unlocked, access)?;
     let dir = Arc::new(dir);
-    if !options.read_only {
-        let hook = persist_branches(dir.clone(), config, keys).map_err(|e| MountError::Other(e.to_string()))?;
-        files.keyring.on_new_branch(hook);
-    }
+    let volume_file = if options.read_only {
+        None
+    } else {
+        let file = VolumeFile::start(dir.clone(), config, keys).map_err(|e| MountError::Other(e.to_string()))?;
+        let hook = file.clone();
+        files.keyring.on_new_branch(Box::new(move |group, branch| hook.put_branch(group, branch)));
+        Some(file)
+    };
 
     let behaviour = Behaviour {
         timeout: options.metadata_timeout.unwrap_or(FOREVER),
@@ -161,6 +171,7 @@ pub fn start(
         mountpoint: mountpoint.to_path_buf(),
         device,
         options: options.clone(),
+        volume_file,
         since: (Instant::now(), SystemTime::now()),
         hanging: Arc::default(),
     });
@@ -342,30 +353,6 @@ fn await_answer(mountpoint: &Path, device: (u32, u32)) -> Result<(), MountError>
         return Ok(());
     }
     Err(failed("another mount is in its place".into()))
-}
-
-type BranchHook = Box<dyn Fn(&BranchRecord) + Send + Sync>;
-
-/// Writes every new branch into the volume file before files depend on it. In a thread of its own: an event loop may act
-/// with a user's identity at that moment, and the file would become his.
-fn persist_branches(dir: Arc<CipherDir>, mut config: VolumeConfig, keys: VolumeKeys) -> io::Result<BranchHook> {
-    let (queue, branches) = mpsc::channel::<(BranchRecord, mpsc::SyncSender<()>)>();
-    thread::Builder::new().name("volume-file".into()).spawn(move || {
-        while let Ok((branch, written)) = branches.recv() {
-            config.branch = Some(branch);
-            if let Err(e) = dir.write_volume(&config, &keys) {
-                // Files carry their whole chain of keys; only the next mount will start a branch of its own.
-                log::error!("code=volume-file the new branch key could not be written to the volume file: {e}");
-            }
-            let _ = written.send(());
-        }
-    })?;
-    Ok(Box::new(move |branch| {
-        let (written, done) = mpsc::sync_channel(1);
-        if queue.send((branch.clone(), written)).is_ok() {
-            let _ = done.recv();
-        }
-    }))
 }
 
 /// The thread that commits in the background.

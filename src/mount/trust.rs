@@ -8,7 +8,7 @@ use data_encoding::HEXLOWER;
 
 use super::cipher_dir::CipherDir;
 use super::waiting::Patience;
-use super::{MountError, printable};
+use super::{MountError, directory_trust, printable};
 use crate::format::header::CmkSlot;
 use crate::format::volume::{UnverifiedVolume, VolumeConfig, VolumeKeys};
 use crate::keys::guard::{Deadline, Guard, OutagePolicy};
@@ -40,6 +40,8 @@ pub struct Unlocked {
     pub config: VolumeConfig,
     pub keys: VolumeKeys,
     pub cmks: Vec<Arc<Guard>>,
+    /// Those of directories that this host trusts and the volume does not hang on itself.
+    pub directory_cmks: Vec<Arc<Guard>>,
 }
 
 /// CMK URIs from text; a relative path becomes absolute.
@@ -54,20 +56,21 @@ pub fn pinned_uris(uris: &[CmkUri], cmks: &[Arc<Guard>]) -> Vec<String> {
 
 /// Opens the CMKs that are to be trusted, unwraps the volume key, checks record and MAC.
 pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) -> Result<Unlocked, MountError> {
+    let claims = volume.claims();
+    let (named, named_for_directories) = directory_trust::split_named(request.cmks, claims);
     let records = match KnownVolumes::default_location() {
         Ok(records) => Some(records),
         // Without a place for records there are none; named CMKs work all the same.
-        Err(e) if request.cmks.is_empty() => return Err(e.into()),
+        Err(e) if named.is_empty() => return Err(e.into()),
         Err(_) => None,
     };
-    let claims = volume.claims();
     let volume_id = claims.volume_id;
     let record = match &records {
         Some(records) => records.find(&volume_id)?,
         None => None,
     };
-    let texts = if !request.cmks.is_empty() {
-        request.cmks
+    let texts = if !named.is_empty() {
+        &named
     } else if let Some(record) = &record {
         &record.cmks
     } else if request.trust_first_use {
@@ -81,13 +84,13 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
     }
     let mut opener = Opener::new(uris, request);
     let mut patience = request.patience.clone();
-    let (uris, cmks, config, keys) = loop {
+    let (mut uris, mut cmks, config, keys) = loop {
         let until = Deadline::after(request.outage.deadline);
         // Half of the time is for opening: what takes longer goes on meanwhile.
         let error = match opener.open(claims, until.share(2)) {
             Ok((uris, cmks)) => {
                 if let Some(record) = &record
-                    && request.cmks.is_empty()
+                    && named.is_empty()
                     && !cmks.iter().any(|cmk| wraps_volume_key(claims, cmk))
                 {
                     return Err(contradiction(claims, record));
@@ -103,10 +106,24 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
         };
         patience.wait(error)?;
     };
+    let (mut directory_cmks, opened_for_directories) = directory_trust::split_opened(&mut cmks, &mut uris, &config);
+    let mut trusted = match &record {
+        Some(record) => record.directory_cmks.clone(),
+        // The volume is authentic by now.
+        None if request.trust_first_use => config.directory_cmks.iter().map(|cmk| cmk.uri.clone()).collect(),
+        None => Vec::new(),
+    };
+    trusted.extend(named_for_directories);
+    trusted.extend(pinned_uris(&opened_for_directories, &directory_cmks));
+    let own: Vec<_> = cmks.iter().chain(&directory_cmks).cloned().collect();
+    directory_cmks.extend(directory_trust::open(&config, &trusted, &own, request));
+    let given: Vec<_> = cmks.iter().chain(&directory_cmks).cloned().collect();
+    directory_trust::report_missing(dir, &config, &given);
     if let (Some(records), true, true) = (&records, request.record, record.is_none()) {
         let known = KnownVolume {
             volume_id,
             cmks: pinned_uris(&uris, &cmks),
+            directory_cmks: trusted,
             commitment: keys.commitment,
             path: dir.path().display().to_string(),
         };
@@ -114,7 +131,7 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
             log::warn!("the volume could not be recorded as known: {e}");
         }
     }
-    Ok(Unlocked { config, keys, cmks })
+    Ok(Unlocked { config, keys, cmks, directory_cmks })
 }
 
 type Opened = (Vec<CmkUri>, Vec<Arc<Guard>>);
@@ -268,7 +285,8 @@ fn wrapping_keys(claims: &VolumeConfig) -> String {
 fn unknown_volume(dir: &CipherDir, claims: &VolumeConfig, command: (&str, &str)) -> String {
     let (before, after) = command;
     // What the volume says is not verified yet: it must drive neither the terminal nor the shell.
-    let cmks: Vec<String> = claims.cmks.iter().map(|uri| printable(uri.as_bytes())).collect();
+    let uris = claims.cmks.iter().chain(claims.directory_cmks.iter().map(|cmk| &cmk.uri));
+    let cmks: Vec<String> = uris.map(|uri| printable(uri.as_bytes())).collect();
     let named: String = cmks.iter().map(|uri| format!(" --cmk '{}'", uri.replace('\'', r"'\''"))).collect();
     format!(
         "{}: this host has no record of volume {}, so it does not say which CMKs to trust. The volume itself names: {}. \

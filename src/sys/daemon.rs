@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, WaitOptions, waitpid};
 
-use super::process::{Process, thread_count};
+use super::{
+    locked,
+    process::{Process, thread_count},
+};
 
 /// Longest message that crosses the pipe, in bytes.
 const MESSAGE_MAX: u64 = 64 * 1024;
@@ -35,12 +38,17 @@ pub struct Readiness {
     pipe: Option<PipeWriter>,
 }
 
-/// Forks. Only one thread may run in the process: others would vanish in the child with their locks held.
+/// Forks. Only one thread may run in the process: others would vanish in the child with their locks held. It may hold no key:
+/// the child does not get them.
 /// The parent returns when the child has reported or died.
 pub fn daemonise() -> io::Result<Side> {
     let threads = thread_count()?;
     if threads != 1 {
         return Err(io::Error::other(format!("cannot go to the background with {threads} threads running")));
+    }
+    let keys = locked::live();
+    if keys != 0 {
+        return Err(io::Error::other(format!("cannot go to the background with {keys} keys in memory")));
     }
     // What is still buffered would be written by both.
     io::stdout().flush()?;
@@ -49,7 +57,10 @@ pub fn daemonise() -> io::Result<Side> {
     // SAFETY: the process has a single thread, so the child's copy of every lock and allocator state is consistent.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Side::Child(Readiness { pipe: Some(writer) })),
+        0 => {
+            locked::start_anew_in_child();
+            Ok(Side::Child(Readiness { pipe: Some(writer) }))
+        }
         pid => {
             drop(writer);
             Ok(Side::Parent(await_report(reader, pid)))

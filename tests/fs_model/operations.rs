@@ -101,6 +101,8 @@ pub enum Op {
     Forget,
     /// A clean unmount and a new mount.
     Remount,
+    /// Every key goes; the next use finds it again.
+    DropKeys,
     /// The daemon dies; the backing store lives on.
     Kill,
     Compare,
@@ -162,6 +164,7 @@ pub fn ops() -> impl Strategy<Value = Op> {
         2 => Just(Op::Commit),
         2 => Just(Op::Forget),
         1 => Just(Op::Remount),
+        2 => Just(Op::DropKeys),
         1 => Just(Op::Kill),
         1 => Just(Op::Compare),
     ]

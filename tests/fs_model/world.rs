@@ -248,6 +248,7 @@ impl<S: Store> World<S> {
             }
             Op::Commit => self.fs.commit().expect("the commit succeeds"),
             Op::Forget => self.forget(),
+            Op::DropKeys => drop(self.fs.drop_keys(&|_| true)),
             Op::Remount => self.remount(true),
             Op::Kill => self.remount(false),
             Op::Compare => self.compare(),

@@ -5,6 +5,7 @@ mod common;
 
 mod content;
 mod control;
+mod directory_cmk;
 mod durability;
 mod full;
 mod lifecycle;
@@ -18,6 +19,10 @@ mod random_ops;
 mod recovery;
 mod rename;
 mod secrecy;
+mod secrecy_keys;
+mod secrecy_logs;
+mod secrecy_memory;
+mod secrecy_search;
 mod single_user;
 mod sparse;
 mod tamper_smoke;

@@ -17,7 +17,7 @@ pub enum Behaviour {
     Hang,
     /// Starts a good answer and sends a byte of its head at this interval, for ever.
     Trickle(Duration),
-    /// An HTTP answer with this status, these further header lines (each ending in CR LF) and this body.
+    /// One HTTP answer a connection: this status, these further header lines (each ending in CR LF) and this body.
     Reply(u16, &'static str, Vec<u8>),
     /// A good head and a body that does not end.
     Endless,
@@ -33,35 +33,41 @@ struct State {
     behaviour: Behaviour,
     open: Vec<TcpStream>,
     requests: Vec<String>,
+    closed: bool,
 }
 
 /// Listens on `port` until dropped. Its threads end with their connections.
 pub struct FaultServer {
     pub port: u16,
     state: Arc<Mutex<State>>,
+    listener: Option<thread::JoinHandle<()>>,
 }
 
 impl FaultServer {
     pub fn start(behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = Arc::new(Mutex::new(State { behaviour, open: Vec::new(), requests: Vec::new() }));
-        let shared = Arc::downgrade(&state);
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (Some(state), Ok(stream)) = (shared.upgrade(), stream) else { return };
+        let state = Arc::new(Mutex::new(State { behaviour, open: Vec::new(), requests: Vec::new(), closed: false }));
+        let shared = state.clone();
+        let listener = thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
                 let behaviour = {
-                    let mut state = state.lock().unwrap();
+                    let mut state = shared.lock().unwrap();
+                    if state.closed {
+                        return;
+                    }
                     state.open.push(stream.try_clone().unwrap());
                     state.behaviour.clone()
                 };
-                thread::spawn(move || serve(stream, behaviour, &state));
+                let shared = shared.clone();
+                thread::spawn(move || serve(stream, behaviour, &shared));
             }
         });
-        Self { port, state }
+        Self { port, state, listener: Some(listener) }
     }
 
-    /// From now on; connections that are open are cut, so that no kept-alive one goes on in the old way.
+    /// From now on; connections that are open are cut, so that no kept-alive one goes on in the old way. A client may find
+    /// that out by its next request only.
     pub fn set(&self, behaviour: Behaviour) {
         let mut state = self.state.lock().unwrap();
         state.behaviour = behaviour;
@@ -76,11 +82,13 @@ impl FaultServer {
 
 impl Drop for FaultServer {
     fn drop(&mut self) {
-        cut(&mut self.state.lock().unwrap());
-        // Wakes the listener, which then finds nobody left.
-        self.state =
-            Arc::new(Mutex::new(State { behaviour: Behaviour::Close, open: Vec::new(), requests: Vec::new() }));
+        let mut state = self.state.lock().unwrap();
+        state.closed = true;
+        cut(&mut state);
+        drop(state);
+        // Wakes the listener; when it has ended, the port refuses connections.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
+        let _ = self.listener.take().map(thread::JoinHandle::join);
     }
 }
 
@@ -127,8 +135,10 @@ fn serve(mut stream: TcpStream, behaviour: Behaviour, state: &Mutex<State>) {
             }
         }
         Behaviour::Reply(status, headers, body) => {
-            while request().is_some() {
-                write!(stream, "HTTP/1.1 {status} Answer\r\n{headers}Content-Length: {}\r\n\r\n", body.len())?;
+            if request().is_some() {
+                let length = body.len();
+                write!(stream, "HTTP/1.1 {status} Answer\r\n{headers}Content-Length: {length}\r\n")?;
+                stream.write_all(b"Connection: close\r\n\r\n")?;
                 stream.write_all(&body)?;
             }
             Ok(())

@@ -145,8 +145,11 @@ def name(names_key, dir_id, plain):
     return {"entry": short, "companion": short + ".name", "companion_target": text}
 
 
-def dir_record(key, dir_id, parent):
-    return b64(dir_id + parent + mac(key, dir_id, parent)[:12])
+def dir_record(key, dir_id, parent, cmks=()):
+    said = dir_id + parent
+    for provider, key_ref in cmks:
+        said += bytes([len(provider)]) + provider.encode() + struct.pack("<H", len(key_ref.encode())) + key_ref.encode()
+    return b64(said + mac(key, said)[:12])
 
 
 def target(key, ident, plain):
@@ -198,6 +201,16 @@ def volume_file(config_key, c):
     if c["branch"]:
         lines += [f'branch_id = "{c["branch"]["id"].hex()}"', f'branch_created = {c["branch"]["created"]}',
                   *slots("branch_key", c["branch"]["slots"])]
+    slot = lambda s: (f'{{ provider = "{s["provider"]}", key_ref = "{s["key_ref"]}", '
+                      f'commitment = "{s["commitment"].hex()}", blob = "{b64(s["blob"])}" }}')
+    if c.get("directory_cmks"):
+        lines += ["directory_cmks = [",
+                  *[f'  {{ provider = "{d["provider"]}", key_ref = "{d["key_ref"]}", uri = "{d["uri"]}" }},'
+                    for d in c["directory_cmks"]], "]"]
+    if c.get("directory_branches"):
+        lines += ["directory_branches = [",
+                  *[f'  {{ id = "{b["id"].hex()}", created = {b["created"]}, '
+                    f'key = [{", ".join(map(slot, b["slots"]))}] }},' for b in c["directory_branches"]], "]"]
     text = "\n".join(lines) + "\n"
     return text + f'mac = "{b64(mac(config_key, text.encode()))}"\n'
 
@@ -324,7 +337,30 @@ def name_vectors():
 def dir_vectors():
     return {"volume_id": VOLUME_ID, "volume_key": VOLUME_KEY,
             "records": [{"id": i, "parent": p, "target": dir_record(KEYS["dir"], i, p)}
-                        for i, p in [(DIR_ID, bytes(16)), (PARENT, DIR_ID)]]}
+                        for i, p in [(DIR_ID, bytes(16)), (PARENT, DIR_ID)]],
+            "records_with_keys": [
+                {"id": DIR_ID, "parent": PARENT, "keys": [{"provider": n, "key_ref": k} for n, k in keys],
+                 "target": dir_record(KEYS["dir"], DIR_ID, PARENT, keys)} for keys in keys_of_directories()],
+            "rejected": rejected_dir_records()}
+
+
+def keys_of_directories():
+    arn = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    return [[("keyfile", "team-a")], [("awskms", arn), ("hashivault", "transit/żółw"), ("keyfile", "x")],
+            [("keyfile", "k" * 713)]]
+
+
+def rejected_dir_records():
+    """Each under a good MAC, but for the last two: the list taken off a record, and put on one."""
+    sealed = lambda said: b64(said + mac(KEYS["dir"], said)[:12])
+    lists = {"no provider": b"\0\1\0k", "cut": b"\7keyfile\5\0team", "rest": b"\7keyfile\1\0kk", "no key": b"\7keyfile\0\0",
+             "upper case": b"\7Keyfile\1\0k", "control character": b"\7keyfile\1\0\n", "not UTF-8": b"\7keyfile\1\0\xff",
+             "twice": b"\7keyfile\1\0k" * 2, "too long": b"\7keyfile\xca\2" + b"k" * 714}
+    out = [{"name": n, "target": sealed(DIR_ID + PARENT + entries)} for n, entries in lists.items()]
+    entries = b"\7keyfile\6\0team-a"
+    short, long = DIR_ID + PARENT, DIR_ID + PARENT + entries
+    return out + [{"name": "list removed", "target": b64(short + mac(KEYS["dir"], long)[:12])},
+                  {"name": "list added", "target": b64(long + mac(KEYS["dir"], short)[:12])}]
 
 
 def target_vectors():
@@ -381,7 +417,12 @@ def volume_vectors():
             "branch": {"id": BRANCH_ID, "created": 1800000001,
                        "slots": [{**slot(2), "commitment": key_commitment(BRANCH_KEY)}]}}
     cases = [base, {**base, "key_mode": "per-file", "branch": None, "plaintext_names": True, "header_pages": 2,
-                    "cmks": ["keyfile:a.json", "keyfile:b.json?key=x"], "volume_key": [slot(1), slot(2)]}]
+                    "cmks": ["keyfile:a.json", "keyfile:b.json?key=x"], "volume_key": [slot(1), slot(2)]},
+             {**base, "directory_cmks": [
+                 {"provider": "keyfile", "key_ref": "cmk-3", "uri": "keyfile:///etc/envelopefs/a.json?key=cmk-3"},
+                 {"provider": "keyfile", "key_ref": "cmk-4", "uri": "keyfile:///etc/envelopefs/b.json?key=cmk-4"}],
+              "directory_branches": [{"id": DIR_ID, "created": 1800000002, "slots": [slot(3)]},
+                                     {"id": PARENT, "created": 1800000003, "slots": [slot(3), slot(4)]}]}]
     return {"volume_key": VOLUME_KEY, "volumes": [{"config": c, "text": volume_file(KEYS["config"], c)} for c in cases]}
 
 

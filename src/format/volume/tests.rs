@@ -26,6 +26,21 @@ fn config() -> VolumeConfig {
         cmks: vec!["keyfile:///etc/envelopefs/cmk.json".into(), "keyfile:b.json?key=x".into()],
         volume_key: vec![slot(1), slot(2)],
         branch: Some(BranchRecord { id: [7; 16], created: 1_800_000_001, slots: vec![slot(3)] }),
+        directory_cmks: Vec::new(),
+        directory_branches: Vec::new(),
+    }
+}
+
+fn with_directories() -> VolumeConfig {
+    let cmk = |n: u8| DirectoryCmk {
+        key: KeyRef { provider: "keyfile".into(), key: format!("k{n}") },
+        uri: format!("keyfile:///k{n}.json?key=k{n}"),
+    };
+    let branch = |n: u8, slots| BranchRecord { id: [n; 16], created: 1_800_000_002, slots };
+    VolumeConfig {
+        directory_cmks: vec![cmk(4), cmk(5)],
+        directory_branches: vec![branch(8, vec![slot(4)]), branch(9, vec![slot(4), slot(5)])],
+        ..config()
     }
 }
 
@@ -48,7 +63,7 @@ fn round_trips() {
         branch_max_files: 0,
         ..config()
     };
-    for c in [config(), per_file, odd] {
+    for c in [config(), per_file, odd, with_directories()] {
         let bytes = c.encode(&keys());
         assert_eq!(parse(std::str::from_utf8(&bytes).unwrap()), Ok(c));
     }
@@ -71,10 +86,29 @@ fn the_file_is_plain_toml_with_the_mac_on_its_last_line() {
     assert_eq!(last, format!("mac = \"{}\"", table["mac"].as_str().unwrap()));
 }
 
+#[test]
+fn a_volume_without_directory_cmks_says_nothing_of_them() {
+    assert!(!text().contains("directory"));
+    let text = String::from_utf8(with_directories().encode(&keys())).unwrap();
+    assert_eq!(text.lines().filter(|line| line.starts_with("  { id = \"")).count(), 2);
+    for (name, bad) in [
+        ("key_ref", text.replace("key_ref = \"k5\", uri", "key_ref = \"\\n\", uri")),
+        ("unknown key", text.replace(", uri = ", ", more = 1, uri = ")),
+        ("no uri", text.replace(", uri = \"keyfile:///k5.json?key=k5\"", "")),
+        ("short id", text.replace("id = \"0808", "id = \"08")),
+        ("no slots", text.replace("created = 1800000002, key = [", "created = 1800000002, keys = [")),
+    ] {
+        assert!(bad != text, "{name}");
+        assert!(matches!(parse(&bad), Err(VolumeError::Malformed(_))), "{name}: {:?}", parse(&bad));
+    }
+    let forged = text.replace("keyfile:///k5", "keyfile:///k6");
+    assert_eq!(parse(&forged), Err(VolumeError::Auth));
+}
+
 /// Corpus 17: every changed byte is noticed; the parser says so or the MAC does.
 #[test]
 fn every_changed_byte_is_noticed() {
-    let text = text();
+    let text = String::from_utf8(with_directories().encode(&keys())).unwrap();
     for at in 0..text.len() {
         let mut bad = text.clone().into_bytes();
         bad[at] = match bad[at] {

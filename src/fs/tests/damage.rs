@@ -73,7 +73,7 @@ fn ids_of_another_volume_or_forged_ones_are_refused() {
     let inner = handle(&fs, dir);
     volume.tree.unlink(&inner, DIR_ID_NAME).unwrap();
     let other = VolumeKeys::derive(&[8; 16], &Secret32::from_bytes([4; 32]));
-    let forged = DirRecord { id: [1; 16], parent: [2; 16] }.encode(&other.dir_id);
+    let forged = DirRecord { id: [1; 16], parent: [2; 16], keys: None }.encode(&other.dir_id).unwrap();
     volume.tree.symlink(&inner, DIR_ID_NAME, &forged, ROOT_USER).unwrap();
     drop(fs);
     let fs = volume.mount();

@@ -16,7 +16,9 @@ use crate::store::{Access, RenameMode};
 mod bookkeeping;
 mod content;
 mod damage;
+mod directory_keys;
 mod failures;
+mod keys;
 mod owner;
 
 type MemoryFs = Fs<MemoryStore>;
@@ -36,9 +38,12 @@ struct TestCmk {
 
 impl TestCmk {
     fn new() -> Arc<Self> {
+        Self::named("one", 9)
+    }
+    fn named(key: &str, secret: u8) -> Arc<Self> {
         Arc::new(Self {
-            key_ref: KeyRef { provider: "test".into(), key: "one".into() },
-            key: Secret32::from_bytes([9; 32]),
+            key_ref: KeyRef { provider: "test".into(), key: key.into() },
+            key: Secret32::from_bytes([secret; 32]),
             refuses: AtomicBool::new(false),
             calls: AtomicU64::new(0),
         })
@@ -87,17 +92,19 @@ struct Volume {
     tree: MemoryStore,
     overflow: MemoryStore,
     cmk: Arc<TestCmk>,
+    /// CMKs of directories that a mount is given.
+    more: Vec<Arc<TestCmk>>,
 }
 
 impl Volume {
     fn new() -> Self {
         let tree = MemoryStore::new();
         Fs::format(&tree, &volume_keys()).unwrap();
-        Self { tree, overflow: MemoryStore::new(), cmk: TestCmk::new() }
+        Self { tree, overflow: MemoryStore::new(), cmk: TestCmk::new(), more: Vec::new() }
     }
     /// The same volume after a crash that left this tree.
     fn with_tree(&self, tree: MemoryStore) -> Self {
-        Self { tree, overflow: self.overflow.snapshot(), cmk: self.cmk.clone() }
+        Self { tree, overflow: self.overflow.snapshot(), cmk: self.cmk.clone(), more: self.more.clone() }
     }
     fn config(&self, budget: usize) -> FsConfig {
         let keys = volume_keys();
@@ -109,6 +116,9 @@ impl Volume {
             Some(keys.origin.duplicate()),
             None,
         );
+        for cmk in &self.more {
+            keyring.add_cmk(Guard::new(cmk.clone(), OutagePolicy::default()));
+        }
         FsConfig {
             files: Arc::new(FileContext { keyring, geometry: Geometry { header_pages: 1 } }),
             names: NameCodec::encrypted(&keys.names),

@@ -5,7 +5,8 @@ use super::*;
 /// After a branch could not be replaced, creates go on under the old one for this long before it is tried again.
 const REPLACE_RETRY: Duration = Duration::from_secs(60);
 
-pub(super) type BranchHook = Arc<dyn Fn(&BranchRecord) + Send + Sync>;
+/// Told which group has which new branch.
+pub type BranchHook = dyn Fn(&KeyGroup, &BranchRecord) + Send + Sync;
 
 /// The branches in use.
 #[derive(Default)]
@@ -41,9 +42,6 @@ pub(super) struct Live {
     files: u64,
 }
 
-/// A failed making answers for this long for those who ask again.
-const FAILURE_HOLDS: Duration = Duration::from_secs(1);
-
 impl Growing {
     pub fn starting_with(own: Option<BranchRecord>) -> Self {
         let current = Current { record: own, ..Current::default() };
@@ -72,8 +70,18 @@ impl Growing {
     }
 }
 
+impl Current {
+    /// `Pending`, unless the last attempt failed a moment ago.
+    fn lacking(&self, group: &KeyGroup) -> KeyError {
+        match &self.failed {
+            Some((error, at)) if at.elapsed() < FAILURE_HOLDS => error.repeat(),
+            _ => KeyError::Pending(Box::new(Wanted::NewBranch(group.clone()))),
+        }
+    }
+}
+
 /// Whether a branch is wrapped under exactly these CMKs.
-fn hangs_on(record: &BranchRecord, names: &[KeyRef]) -> bool {
+pub fn hangs_on(record: &BranchRecord, names: &[KeyRef]) -> bool {
     let names_it = |slot: &CmkSlot| names.iter().any(|name| slots::belongs(slot, name));
     let wrapped_by = |name: &KeyRef| record.slots.iter().any(|slot| slots::belongs(slot, name));
     record.slots.iter().all(names_it) && names.iter().all(wrapped_by)
@@ -91,8 +99,8 @@ impl Keyring {
         self.growing.lock().of(&None).record.clone()
     }
 
-    /// Called whenever a new branch came into being, so that the owner can persist it before files depend on it.
-    pub fn on_new_branch(&self, hook: Box<dyn Fn(&BranchRecord) + Send + Sync>) {
+    /// Called whenever a group got a new branch, so that the owner can persist it before files depend on it.
+    pub fn on_new_branch(&self, hook: Box<BranchHook>) {
         *self.hook.write() = Some(Arc::from(hook));
     }
 
@@ -119,13 +127,17 @@ impl Keyring {
                 return Ok(live);
             }
             if !local {
-                return match &current.failed {
-                    Some((error, at)) if at.elapsed() < FAILURE_HOLDS => Err(error.repeat()),
-                    _ => Err(KeyError::Pending(Box::new(Wanted::NewBranch(group.clone())))),
-                };
+                return Err(current.lacking(group));
             }
         }
         self.make_or_await(group, members)
+    }
+
+    /// Whether new files of the group have a branch to hang on.
+    pub(super) fn branch_is_there(&self, group: &KeyGroup) -> Result<(), KeyError> {
+        let mut growing = self.growing.lock();
+        let current = growing.of(group);
+        if current.live.is_some() { Ok(()) } else { Err(current.lacking(group)) }
     }
 
     pub(super) fn fetch_branch_for_new_files(&self, group: &KeyGroup) -> Result<(), KeyError> {
@@ -168,7 +180,7 @@ impl Keyring {
             (flight, current.live.clone(), current.record.clone())
         };
         let landing = Landing { keyring: self, group, flight: &flight };
-        let outcome = self.next_branch(previous, record, members);
+        let outcome = self.next_branch(group, previous, record, members);
         let answer = {
             let mut growing = self.growing.lock();
             let current = growing.of(group);
@@ -212,23 +224,24 @@ impl Keyring {
     /// With an old branch that had to stay comes the reason.
     fn next_branch(
         &self,
+        group: &KeyGroup,
         previous: Option<Live>,
         record: Option<BranchRecord>,
         members: &Members,
     ) -> Result<(Live, Option<KeyError>), KeyError> {
-        let Some(record) = record else { return Ok((self.make_branch(None, members)?, None)) };
+        let Some(record) = record else { return Ok((self.make_branch(group, None, members)?, None)) };
         if !self.is_due(&record, previous.as_ref().map_or(0, |live| live.files), members) {
             match self.revive(&record) {
                 Ok(live) => return Ok((live, None)),
                 // Nobody can use this branch any more: new files get one of their own.
                 Err(e @ (KeyError::BadBlob { .. } | KeyError::NoCmk { .. })) => {
                     log::warn!("the volume's recorded branch is replaced: {e}");
-                    return Ok((self.make_branch(None, members)?, None));
+                    return Ok((self.make_branch(group, None, members)?, None));
                 }
                 Err(e) => return Err(e),
             }
         }
-        match self.make_branch(Some(&record), members) {
+        match self.make_branch(group, Some(&record), members) {
             Ok(live) => Ok((live, None)),
             Err(why) => match previous.map_or_else(|| self.revive(&record), Ok) {
                 Ok(live) => Ok((live, Some(why))),
@@ -263,7 +276,12 @@ impl Keyring {
 
     /// A new branch under all CMKs of its group. It must not be open to fewer of them than the one it replaces: a mount that
     /// was given only some of a volume's CMKs would otherwise lock the others out of every new file.
-    fn make_branch(&self, replaces: Option<&BranchRecord>, members: &Members) -> Result<Live, KeyError> {
+    fn make_branch(
+        &self,
+        group: &KeyGroup,
+        replaces: Option<&BranchRecord>,
+        members: &Members,
+    ) -> Result<Live, KeyError> {
         let slots_before = replaces.map_or(&[][..], |record| &record.slots);
         let known = |slot: &&CmkSlot| members.iter().any(|(_, cmk)| slots::belongs(slot, cmk.key_ref()));
         let missing: Vec<CmkSlot> = slots_before.iter().filter(|slot| !known(slot)).cloned().collect();
@@ -289,7 +307,7 @@ impl Keyring {
         self.branches.insert(&id, &key_commitment(&key), held);
         let hook = self.hook.read().clone();
         if let Some(hook) = hook {
-            hook(&record);
+            hook(group, &record);
         }
         Ok(Live { record: Arc::new(record), key, source, files: 0 })
     }

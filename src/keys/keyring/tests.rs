@@ -114,7 +114,8 @@ fn a_branch_is_replaced_after_its_last_file_and_the_hook_comes_first() {
     let ring = Arc::new(ring_with(&[&cmk], KeyPolicy { branch_max_files: 3, ..BRANCH_POLICY }, None));
     let persisted: Arc<Mutex<Vec<BranchRecord>>> = Arc::default();
     let (seen, inner) = (persisted.clone(), Arc::downgrade(&ring));
-    ring.on_new_branch(Box::new(move |record| {
+    ring.on_new_branch(Box::new(move |group, record| {
+        assert_eq!(*group, None);
         // Not yet current: nothing hangs on it, and asking does not deadlock.
         let current = inner.upgrade().unwrap().current_branch();
         assert_ne!(current.map(|c| c.id), Some(record.id));
@@ -400,7 +401,7 @@ fn threads_that_create_files_share_one_new_branch() {
     let ring = ring(&[&a]);
     let hooked = Arc::new(AtomicUsize::new(0));
     let count = hooked.clone();
-    ring.on_new_branch(Box::new(move |_| {
+    ring.on_new_branch(Box::new(move |_, _| {
         count.fetch_add(1, Ordering::SeqCst);
     }));
     let start = Barrier::new(64);
@@ -420,9 +421,9 @@ fn threads_that_create_files_share_one_new_branch() {
 fn a_panicking_hook_does_not_block_later_creates() {
     let a = cmk("a");
     let ring = ring(&[&a]);
-    ring.on_new_branch(Box::new(|_| panic!("hook")));
+    ring.on_new_branch(Box::new(|_, _| panic!("hook")));
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ring.create(&None).is_ok())).is_err());
-    ring.on_new_branch(Box::new(|_| {}));
+    ring.on_new_branch(Box::new(|_, _| {}));
     new_file(&ring);
 }
 

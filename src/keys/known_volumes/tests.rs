@@ -7,6 +7,7 @@ fn volume(n: u8) -> KnownVolume {
     KnownVolume {
         volume_id: [n; 16],
         cmks: vec![format!("keyfile:///etc/envelopefs/{n}.json"), "keyfile:///b?key=\"quoted\"".into()],
+        directory_cmks: Vec::new(),
         commitment: [n ^ 0xff; 32],
         path: format!("/srv/data\n{n}"),
     }
@@ -38,6 +39,22 @@ fn records_are_found_and_replaced() {
     assert_eq!((mode(known.file()), mode(known.file().parent().unwrap())), (0o600, 0o700));
     let names: Vec<_> = std::fs::read_dir(known.file().parent().unwrap()).unwrap().collect();
     assert_eq!(names.len(), 2, "the records and their lock: {names:?}");
+}
+
+#[test]
+fn directory_cmks_are_added_to_a_record_that_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = KnownVolumes::at(dir.path().join("known_volumes.toml"));
+    let uris = |n: std::ops::Range<u8>| n.map(|n| format!("keyfile:///{n}?key=k")).collect::<Vec<_>>();
+    assert!(!known.trust_directory_cmks(&[1; 16], &uris(0..1)).unwrap());
+    known.record(&volume(1)).unwrap();
+    assert!(!std::fs::read_to_string(known.file()).unwrap().contains("directory"), "nothing to tell, nothing told");
+    assert!(known.trust_directory_cmks(&[1; 16], &uris(0..2)).unwrap());
+    let before = known.file().metadata().unwrap().ino();
+    assert!(known.trust_directory_cmks(&[1; 16], &uris(1..2)).unwrap());
+    assert_eq!(known.file().metadata().unwrap().ino(), before, "known already");
+    assert!(known.trust_directory_cmks(&[1; 16], &uris(1..3)).unwrap());
+    assert_eq!(known.find(&[1; 16]).unwrap(), Some(KnownVolume { directory_cmks: uris(0..3), ..volume(1) }));
 }
 
 #[test]

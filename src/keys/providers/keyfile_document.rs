@@ -6,9 +6,13 @@ use std::time::{Duration, UNIX_EPOCH};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Deserializer, Serialize};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
-use crate::crypto::{random, secret::Secret32, wrap};
+use crate::crypto::{
+    random,
+    secret::{Secret32, wiping_stack},
+    wrap,
+};
 use crate::keys::CmkState;
 
 /// Larger keyfiles are refused: bytes.
@@ -222,11 +226,13 @@ impl Sealed {
         }
         memory.resize(params.block_count(), Block::new());
         let mut memory: Zeroizing<Vec<Block>> = Zeroizing::new(memory);
-        let mut out = Zeroizing::new([0u8; 32]);
-        Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-            .hash_password_into_with_memory(passphrase, &self.salt, &mut *out, &mut memory[..])
-            .map_err(failed)?;
-        Ok(Secret32::from_bytes(*out))
+        Secret32::written_by(|out| {
+            wiping_stack(|| {
+                Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+                    .hash_password_into_with_memory(passphrase, &self.salt, out, &mut memory[..])
+                    .map_err(failed)
+            })
+        })
     }
 
     /// `None`: not the key this was sealed under, or altered.
@@ -252,10 +258,7 @@ impl SecretText {
     }
 
     fn decode(&self) -> Option<Secret32> {
-        let mut bytes = Zeroizing::new(decode_exactly::<32>(&self.0)?);
-        let secret = Secret32::from_bytes(*bytes);
-        bytes.zeroize();
-        Some(secret)
+        Secret32::written_by(|out| wiping_stack(|| decode_into(&self.0, out)).ok_or(())).ok()
     }
 }
 
@@ -373,12 +376,17 @@ fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
 }
 
 fn decode_exactly<const N: usize>(text: &str) -> Option<[u8; N]> {
-    if BASE64URL_NOPAD.decode_len(text.len()) != Ok(N) {
+    let mut out = [0u8; N];
+    decode_into(text, &mut out)?;
+    Some(out)
+}
+
+/// `None` unless `text` is exactly `out` in base64url.
+fn decode_into(text: &str, out: &mut [u8]) -> Option<()> {
+    if BASE64URL_NOPAD.decode_len(text.len()) != Ok(out.len()) {
         return None;
     }
-    let mut out = [0u8; N];
-    BASE64URL_NOPAD.decode_mut(text.as_bytes(), &mut out).ok()?;
-    Some(out)
+    BASE64URL_NOPAD.decode_mut(text.as_bytes(), out).ok().map(|_| ())
 }
 
 fn check_description(text: &str) -> Result<(), String> {

@@ -8,12 +8,12 @@ mod aws;
 mod k8s;
 mod keyfile;
 mod pkcs11;
-mod vault;
+pub mod vault;
 
-pub use aws::AwsUri;
+pub use aws::{AwsAlgorithm, AwsKey, AwsUri};
 pub use k8s::K8sUri;
 pub use keyfile::KeyfileUri;
-pub use pkcs11::Pkcs11Uri;
+pub use pkcs11::{Pkcs11Module, Pkcs11Uri};
 pub use vault::VaultUri;
 
 /// The schemes, as error messages list them.
@@ -41,7 +41,7 @@ pub enum CmkAddress {
 impl CmkUri {
     /// The error says what to write.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let wrong = |why: &str| KeyError::Config(format!("CMK URI {text:?}: {why}"));
+        let wrong = |why: &str| KeyError::Config(format!("CMK URI {:?}: {why}", without_parameters(text)));
         let Some((scheme, rest)) = text.split_once(':') else {
             return Err(wrong(&format!("no scheme in front; known are: {SCHEMES}")));
         };
@@ -155,6 +155,14 @@ impl std::str::FromStr for CmkUri {
     }
 }
 
+/// What an error shows of a URI: a parameter may be a secret that somebody put there by mistake.
+fn without_parameters(text: &str) -> String {
+    match [text.find('?'), text.find("pin-value")].into_iter().flatten().min() {
+        Some(end) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// Percent-decoding (RFC 3986, section 2.1). A NUL cannot be part of a path.
 pub(super) fn decode(text: &str) -> Result<Vec<u8>, String> {
     let mut out = Vec::with_capacity(text.len());
@@ -204,9 +212,12 @@ mod tests {
             ("/etc/cmk.json", "no scheme in front; known are: keyfile"),
             ("gcpkms://projects/p", "unknown scheme \"gcpkms\"; known are: keyfile"),
             ("keyfile:///a#b", "%23"),
+            ("pkcs11:token=t;object=o?pin-value=s3cret", "pin-source=file:"),
+            ("pkcs11:token=t;object=o;pin-value=s3cret", "pin-source=file:"),
+            ("k8skms:///a?token=s3cret", "CMK URI \"k8skms:///a…\""),
         ] {
             let error = CmkUri::parse(text).unwrap_err().to_string();
-            assert!(error.contains(expected), "{text}: {error}");
+            assert!(error.contains(expected) && !error.contains("s3cret"), "{text}: {error}");
         }
     }
 

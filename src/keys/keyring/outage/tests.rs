@@ -319,6 +319,27 @@ fn groups_have_branches_of_their_own() {
 }
 
 #[test]
+fn cmks_are_proved_before_a_directory_gets_them() {
+    let (a, b) = (remote("a"), remote("b"));
+    let ring = ring(&[&a]);
+    let cmks = [&b, &a].map(|cmk| Guard::new(cmk.clone(), QUICK));
+    let slots = ring.prove(&cmks).unwrap();
+    assert_eq!(slots.iter().map(|slot| slot.key_ref.as_str()).collect::<Vec<_>>(), ["b", "a"]);
+    assert_eq!((a.calls(), b.calls()), ((0, 1, 1), (1, 0, 1)));
+    assert!(a.contexts.lock().iter().all(|context| context.0[0].0 == "envelopefs:volume-id"));
+    for mood in [Mood::Refuses, Mood::Unreachable] {
+        *a.mood.lock() = mood;
+        assert!(ring.prove(&cmks).is_err());
+    }
+    // Proving gives a CMK to nobody.
+    let group: KeyGroup = Some([KeyRef { provider: "test".into(), key: "b".into() }].into());
+    assert!(matches!(ring.knows(&group), Err(KeyError::NoCmk { .. })));
+    ring.add_cmk(cmks[0].clone());
+    ring.knows(&group).unwrap();
+    assert_eq!(ring.own_cmks().len(), 1);
+}
+
+#[test]
 fn a_recorded_branch_of_a_group_is_used_again() {
     let (a, b) = (remote("a"), remote("b"));
     let group: KeyGroup = Some([KeyRef { provider: "test".into(), key: "b".into() }].into());
@@ -326,7 +347,10 @@ fn a_recorded_branch_of_a_group_is_used_again() {
     let first = ring(&[&a]);
     first.add_cmk(Guard::new(b.clone(), QUICK));
     let seen = records.clone();
-    first.on_new_branch(Box::new(move |record| seen.lock().push(record.clone())));
+    first.on_new_branch(Box::new(move |group, record| {
+        assert!(group.is_some());
+        seen.lock().push(record.clone());
+    }));
     first.patiently(|| first.create(&group)).unwrap();
     let second = ring(&[&a]).with_branches(records.lock().clone());
     second.add_cmk(Guard::new(b.clone(), QUICK));
