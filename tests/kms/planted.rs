@@ -31,7 +31,8 @@ fn plant() {
     let claims = UnverifiedVolume::parse(&text).unwrap().claims().clone();
     let passphrase = PassphraseSource::Terminal;
     let outage = OutagePolicy::default();
-    let cmk = open_cmk(&CmkUri::parse(&variable(URI)).unwrap(), &mut Opening::new(&passphrase, outage.deadline)).unwrap();
+    let cmk =
+        open_cmk(&CmkUri::parse(&variable(URI)).unwrap(), &mut Opening::new(&passphrase, outage.deadline)).unwrap();
     let policy = KeyPolicy {
         mode: claims.key_mode,
         branch_max_age: claims.branch_max_age,
@@ -58,7 +59,11 @@ fn plant() {
 #[test]
 fn a_file_planted_under_a_public_key_cmk_is_refused_by_its_origin() {
     if std::env::var_os(URI).is_some() {
-        return in_own_process("planted::a_file_planted_under_a_public_key_cmk_is_refused_by_its_origin", no_kms, plant);
+        return in_own_process(
+            "planted::a_file_planted_under_a_public_key_cmk_is_refused_by_its_origin",
+            no_kms,
+            plant,
+        );
     }
     needs!(have_mount);
     let Some(kms) = Kms::ministack() else { return };
