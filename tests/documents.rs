@@ -15,9 +15,10 @@ fn named_tests(text: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_test_that_semantics_names_exists() {
-    let tests = named_tests(&read("doc/SEMANTICS.md"));
+fn every_test_that_the_documents_name_exists() {
+    let mut tests = named_tests(&read("doc/SEMANTICS.md"));
     assert!(tests.len() > 50, "only {} tests are named", tests.len());
+    tests.extend(named_tests(&read("doc/KEYS.md")));
     let mut missing = Vec::new();
     for (file, name) in tests {
         let text = read(&file);

@@ -79,6 +79,18 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
         return Err(KeyError::Config(unknown_volume(dir, claims, request.command)).into());
     };
     let uris = parse_uris(texts)?;
+    if named.is_empty()
+        && record.is_none()
+        && let Some(uri) = uris.iter().find(|uri| uri.loads_code())
+    {
+        return Err(KeyError::Config(format!(
+            "{}: the volume names a PKCS#11 module, which is code that would be loaded; trust_first_use does not go that far. \
+             If that is right, name it: --cmk '{}'",
+            dir.path().display(),
+            printable(uri.to_string().as_bytes()).replace('\'', r"'\''"),
+        ))
+        .into());
+    }
     if uris.is_empty() {
         return Err(MountError::Volume(format!("{}: no CMK is named for this volume", dir.path().display())));
     }

@@ -211,10 +211,15 @@ fn without_one_tenant_s_keyfile_the_mount_starts_and_serves_the_other() {
     errno(fs::read(mount.join("b/file")), KEY);
     assert!(write_through(&mount.join("b/new")).is_err());
     fs::write(mount.join("a/new"), b"a").unwrap();
-    fs::remove_file(mount.join("b/file")).unwrap();
+    assert!(!tenants.below("b/new").exists());
+    fs::remove_file(mount.join("b/of a")).unwrap();
+
+    // It comes back, and nobody has to mount again.
+    fs::rename(&away, tenants.keyfile("b")).unwrap();
+    eventually("the keyfile that came back is used", || fs::read(mount.join("b/file")).is_ok_and(|text| text == b"b"));
+    write_through(&mount.join("b/new")).unwrap();
     mount.unmount();
-    assert!(!tenants.below("b/new").exists() || fs::metadata(tenants.below("b/new")).unwrap().len() == 0);
-    assert!(tenants.hangs_on("a/new", "a"));
+    assert!(tenants.hangs_on("a/new", "a") && tenants.hangs_on("b/new", "b"));
 }
 
 #[test]

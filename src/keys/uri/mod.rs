@@ -62,6 +62,11 @@ impl CmkUri {
         Ok(Self { address, optional })
     }
 
+    /// Names a library that would run inside this process: never to be taken from a volume.
+    pub fn loads_code(&self) -> bool {
+        matches!(&self.address, CmkAddress::Pkcs11(uri) if uri.module != Pkcs11Module::System)
+    }
+
     /// The same address, but for exactly this key: what to record, so that another key becoming the first enabled one
     /// of a keyfile, or an alias moving, does not change which key is meant.
     pub fn pinned(&self, key: &KeyRef) -> Self {
