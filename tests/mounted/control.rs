@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -515,17 +515,22 @@ fn a_stopped_daemon_does_not_hang_its_questioner() {
     assert_eq!(status_at(&volume, &volume.mountpoint).0, 0);
 }
 
-/// A file system whose writers wait, until dropped.
-struct Frozen<'a>(&'a Path);
-impl<'a> Frozen<'a> {
-    fn new(path: &'a Path) -> Self {
+/// A file system whose writers wait, until this is dropped. A process of its own sees to that, also where this one hangs or
+/// is killed meanwhile.
+struct Frozen(Child);
+impl Frozen {
+    fn new(path: &Path) -> Self {
+        let mut thaw = Command::new("sh");
+        thaw.args(["-c", "timeout 60 cat; exec fsfreeze --unfreeze \"$0\""]).arg(path).stdin(Stdio::piped());
+        let frozen = Self(thaw.spawn().unwrap());
         tool("fsfreeze", &["--freeze".as_ref(), path.as_os_str()]);
-        Self(path)
+        frozen
     }
 }
-impl Drop for Frozen<'_> {
+impl Drop for Frozen {
     fn drop(&mut self) {
-        tool("fsfreeze", &["--unfreeze".as_ref(), self.0.as_os_str()]);
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 
