@@ -157,8 +157,12 @@ pub fn ask(entry: &MountEntry, request: &Request) -> Result<Value, MountError> {
         }
         _ => MountError::Mountpoint(format!("{at}: asking its process failed: {e}")),
     };
-    write_line(&mut stream, &Question { version: VERSION, request: request.clone() }).map_err(failed)?;
-    let line = read_line(&mut stream, ANSWER_MAX, patience).map_err(failed)?;
+    let asked = write_line(&mut stream, &Question { version: VERSION, request: request.clone() });
+    // Who may not ask is told so without being listened to.
+    let line = match (read_line(&mut stream, ANSWER_MAX, patience), asked) {
+        (Ok(line), _) => line,
+        (Err(_), Err(e)) | (Err(e), Ok(())) => return Err(failed(e)),
+    };
     match serde_json::from_slice(&line) {
         Ok(Answer { outcome: Outcome::Ok(value), .. }) => Ok(value),
         Ok(Answer { outcome: Outcome::Error { kind, message }, .. }) => Err(as_error(kind, message)),

@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -131,6 +132,8 @@ fn data_that_was_dirty_when_the_cmk_was_disabled_is_on_disk() {
     let volume = Volume::new();
     // Nothing but the revocation commits in time.
     let mount = volume.mount_with(&[QUICK, "commit=1h"]);
+    // The branch key is in memory from the first write that has reached the daemon.
+    File::create(mount.join("first")).and_then(|mut f| f.write_all(b"x").and_then(|()| f.sync_all())).unwrap();
     let data = pattern(3, 1_000_000);
     let mut file = File::create(mount.join("dirty")).unwrap();
     file.write_all(&data).unwrap();
@@ -304,6 +307,8 @@ fn keys_are_forgotten_and_use_brings_them_back() {
     let mount = volume.mount_with(&["commit=1h"]);
     let data = pattern(6, 200_000);
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(mount.join("file")).unwrap();
+    file.write_all_at(&data[..9], 0).unwrap();
+    file.sync_all().unwrap();
     file.write_all_at(&data, 0).unwrap();
     fs::write(mount.join("closed"), b"closed").unwrap();
     assert_eq!(status_at(&volume, &volume.mountpoint).1["cached_keys"].as_array().unwrap().len(), 1);
@@ -406,8 +411,7 @@ fn a_mount_goes_on_without_a_socket() {
     let mount = volume.mount();
     assert!(mount.log().contains("writable by nobody else"), "{}", mount.log());
     assert_file(&mount.join("file"), b"content");
-    volume.umount();
-    drop(mount);
+    mount.unmount();
 }
 
 #[test]
@@ -531,21 +535,20 @@ fn a_hanging_store_below_does_not_stop_status() {
     let disk = LoopFs::ext4(64, &[]);
     let volume = Volume::on(&disk.path);
     let mount = volume.mount_with(&[QUICK]);
-    let mut file = File::create(mount.join("file")).unwrap();
-    std::thread::scope(|scope| {
-        // This thread asks nothing of the mount while it hangs: only it can end that.
-        let frozen = Frozen::new(&disk.path);
-        let writing = scope.spawn(|| file.write_all(&pattern(7, 100_000)).and_then(|()| file.sync_all()));
-        std::thread::sleep(Duration::from_secs(2));
-        let hangs = !writing.is_finished();
-        let (code, status) = status_at(&volume, &volume.mountpoint);
-        drop(frozen);
-        assert!(hangs, "the store does not hang: this test shows nothing");
-        assert_eq!((code, status["mode"].as_str()), (0, Some("normal")));
-        writing.join().unwrap().unwrap();
-    });
-    drop(file);
-    mount.unmount();
+    fs::write(mount.join("file"), b"before").unwrap();
+    // By a process of its own: a child of one that has files of a hanging mount open hangs in exec, which closes them.
+    let frozen = Frozen::new(&disk.path);
+    let to = format!("of={}", mount.join("file").display());
+    let mut writer = Command::new("dd");
+    let mut writer = writer.args(["if=/dev/zero", &to, "bs=100k", "count=1", "conv=fsync"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let hangs = writer.try_wait().unwrap().is_none();
+    let (code, status) = status_at(&volume, &volume.mountpoint);
+    drop(frozen);
+    assert!(writer.wait().unwrap().success());
+    assert!(hangs, "the store does not hang: this test shows nothing");
+    assert_eq!((code, status["mode"].as_str()), (0, Some("normal")));
+    assert_file(&mount.join("file"), &[0; 100 << 10]);
 }
 
 #[test]
