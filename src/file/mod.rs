@@ -22,6 +22,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::format::block;
 use crate::format::geometry::{Geometry, Length, PAGE, PLAIN};
+use crate::format::header;
 use crate::format::small::XattrCodec;
 use crate::keys::{KeyError, keyring::Keyring};
 use crate::store::BackingFile;
@@ -118,7 +119,7 @@ pub fn probe_size<F: BackingFile>(backing: &F, geometry: Geometry) -> std::io::R
         Ok(Length::Growing { blocks }) => {
             let mut headers = vec![0; geometry.data_start() as usize];
             backing.read_at(&mut headers, 0)?;
-            if block::is_hole(&headers) {
+            if header::was_never_durable(&headers, geometry) {
                 return Ok(0);
             }
             let mut page = [0; PAGE];

@@ -8,7 +8,7 @@ use super::{EncryptedFile, FileError};
 use crate::crypto::{aead::AeadKey, file_keys::FileKeys, random};
 use crate::format::block;
 use crate::format::geometry::{Length, PAGE, PLAIN, blocks_for};
-use crate::format::header::{FLAG_HOLES_OK, FLAG_SEALED, FileHeader, HeaderError, Unverified};
+use crate::format::header::{self, FLAG_HOLES_OK, FLAG_SEALED, FileHeader, HeaderError, Unverified};
 use crate::keys::KeyError;
 use crate::keys::keyring::{KeySource, OpenKeys};
 use crate::store::BackingFile;
@@ -192,14 +192,16 @@ impl<F: BackingFile> EncryptedFile<F> {
         Ok(())
     }
 
-    /// The newest slot that parses, whose keys can be had and which verifies. `Empty` only if both slots are.
+    /// The newest slot that parses, whose keys can be had and which verifies. `Empty` only where none was ever durable.
     fn read_header(&self, backing: &F) -> Result<OpenHeader, FileError> {
         let geometry = self.context.geometry;
         let slot_len = geometry.slot_len();
         let mut bytes = vec![0; 2 * slot_len];
         backing.read_at(&mut bytes, 0)?;
+        if header::was_never_durable(&bytes, geometry) {
+            return Err(FileError::Header(HeaderError::Empty));
+        }
         let mut failure = None;
-        let mut empty = 0;
         let mut found = Vec::with_capacity(2);
         for (slot, bytes) in (0u8..).zip(bytes.chunks_exact(slot_len)) {
             match Unverified::parse(bytes, geometry) {
@@ -207,12 +209,9 @@ impl<F: BackingFile> EncryptedFile<F> {
                     failure = Some(FileError::Header(HeaderError::Origin));
                 }
                 Ok(unverified) => found.push((slot, unverified)),
-                Err(HeaderError::Empty) => empty += 1,
+                Err(HeaderError::Empty) => {}
                 Err(e) => failure = Some(FileError::Header(e)),
             }
-        }
-        if empty == 2 {
-            return Err(FileError::Header(HeaderError::Empty));
         }
         found.sort_by_key(|(_, u)| std::cmp::Reverse(u.claims().generation));
         for (slot, unverified) in found {

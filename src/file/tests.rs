@@ -476,6 +476,34 @@ fn an_all_zero_header_means_never_synced_while_growing_and_tampering_when_quiet(
     assert_eq!(code(bench.open().authenticate().unwrap_err()).0, "header-missing");
 }
 
+/// A header of several pages is no atomic write: a file that was never synced may have a part of it.
+#[test]
+fn a_long_header_of_which_a_crash_left_a_part_means_never_synced() {
+    for lost in 0..2 {
+        let bench = Bench::with(2, KeyMode::Branch);
+        bench.open().write(0, b"lost").unwrap();
+        bench.raw().write_at(&[0; PAGE], lost * PAGE as u64).unwrap();
+        assert_eq!(bench.probed(), 0, "without page {lost}");
+        let file = bench.open();
+        file.authenticate().unwrap();
+        file.write(0, b"fresh").unwrap();
+        assert_eq!(read_all(&bench.open()).unwrap(), b"fresh");
+
+        // Damage of another kind is no excuse, nor is it where the file was committed.
+        let bench = Bench::with(2, KeyMode::Branch);
+        bench.open().write(0, b"there").unwrap();
+        bench.raw().write_at(&[1; 8], lost * PAGE as u64 + 100).unwrap();
+        assert_eq!(bench.probed(), 5);
+        assert!(bench.open().authenticate().is_err());
+        let bench = Bench::with(2, KeyMode::Branch);
+        let file = bench.open();
+        file.write(0, b"there").unwrap();
+        bench.raw().set_len(bench.context.geometry.quiet_len(5)).unwrap();
+        bench.raw().write_at(&[0; PAGE], lost * PAGE as u64).unwrap();
+        assert_eq!(code(bench.open().authenticate().unwrap_err()).0, "header-missing");
+    }
+}
+
 #[test]
 fn a_growing_file_whose_last_page_was_lost_keeps_everything_before_it() {
     let content = pattern(2 * PLAIN + 50, 3);
