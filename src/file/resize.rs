@@ -217,6 +217,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             }
             let past = if keep_last { last } else { past };
             if first < past {
+                self.fix_length(st)?;
                 let from = geometry.block_offset(first);
                 st.backing.punch_hole(from, geometry.block_offset(past) - from)?;
                 self.written.lock().remove(first..past);
@@ -227,6 +228,17 @@ impl<F: BackingFile> EncryptedFile<F> {
             }
         }
         self.changed();
+        Ok(())
+    }
+
+    /// While a file grows, a crash may leave any length since the last sync. None of them may end in a block that is about
+    /// to become a hole: the size would stand nowhere.
+    fn fix_length(&self, st: &State<F>) -> Result<(), FileError> {
+        let token = self.sync_token();
+        if st.phase == Phase::Growing && self.synced.load(Ordering::Acquire) < token {
+            st.backing.sync_data()?;
+            self.synced.fetch_max(token, Ordering::AcqRel);
+        }
         Ok(())
     }
 

@@ -314,14 +314,17 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     }
 }
 
+/// So that the whole run takes well under a minute in the dev profile on two cores.
+const DEFAULT_SAMPLES: u64 = 12;
+
 /// Images sampled at each operation where not all can be looked at.
 pub fn samples() -> usize {
-    number("ENVELOPEFS_CRASH_SAMPLES", 6) as usize
+    number("ENVELOPEFS_CRASH_SAMPLES", DEFAULT_SAMPLES) as usize
 }
 
 /// Programs that a random workload makes: a figure of the default run grows with the samples.
 pub fn programs(default: u64) -> u64 {
-    (default * samples() as u64).div_ceil(6)
+    (default * samples() as u64).div_ceil(DEFAULT_SAMPLES)
 }
 
 fn seed() -> u64 {
@@ -339,6 +342,8 @@ pub struct Plan<'a> {
     pub header_pages: u32,
     /// Tell apart runs of one workload with different random numbers.
     pub program: u64,
+    /// Images at each operation, where not all can be looked at.
+    pub samples: usize,
     /// The workload's own check, beside the promises.
     pub verdict: Option<&'a dyn Fn(&Seen, Transactions) -> Result<(), String>>,
     /// Tears pages: outside of what the format assumes of a disk.
@@ -394,7 +399,7 @@ pub fn crash(plan: &Plan<'_>, work: impl FnOnce(&mut App)) -> Tally {
     let mut known = HashSet::new();
     for crash in 0..=history.ops.len() {
         let mut rng = Rng::new(run ^ (crash as u64) << 20);
-        for (image, mut cut) in history.cuts(crash, samples(), &mut rng).into_iter().enumerate() {
+        for (image, mut cut) in history.cuts(crash, plan.samples, &mut rng).into_iter().enumerate() {
             let mut rng = Rng::new(run ^ (crash as u64) << 20 ^ (image as u64 + 1));
             let torn = plan.tear.map(|tear| tear(&history, &mut cut, &mut rng)).unwrap_or_default();
             if plan.tear.is_some() && cut.torn.is_empty() {
@@ -467,10 +472,24 @@ pub fn explore_judged(
     verdict: Option<&dyn Fn(&Seen, Transactions) -> Result<(), String>>,
     work: impl Fn(&mut App),
 ) {
+    run(name, samples(), verdict, work);
+}
+
+/// For short workloads that aim at one thing: nearly every image is looked at.
+pub fn explore_thoroughly(name: &str, work: impl Fn(&mut App)) {
+    run(name, 40 * samples(), None, work);
+}
+
+fn run(
+    name: &str,
+    samples: usize,
+    verdict: Option<&dyn Fn(&Seen, Transactions) -> Result<(), String>>,
+    work: impl Fn(&mut App),
+) {
     let start = Instant::now();
     let mut tally = Tally::default();
     for header_pages in [1, 2] {
-        let plan = Plan { name, header_pages, program: u64::from(header_pages), verdict, tear: None };
+        let plan = Plan { name, header_pages, program: u64::from(header_pages), samples, verdict, tear: None };
         tally += crash(&plan, &work);
     }
     tally.report(name, start);

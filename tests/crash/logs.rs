@@ -5,7 +5,7 @@ use std::time::Instant;
 use envelopefs::format::geometry::PLAIN;
 use envelopefs::fs::{Ino, ROOT};
 
-use crate::app::{App, Plan, Tally, crash, explore, programs};
+use crate::app::{App, Plan, Tally, crash, explore, programs, samples};
 
 #[test]
 fn append_log_with_fsync() {
@@ -248,7 +248,8 @@ fn random_programs() {
     let mut tally = Tally::default();
     for program in 0..programs(150) {
         let header_pages = if program % 4 == 3 { 2 } else { 1 };
-        let plan = Plan { name: "random_programs", header_pages, program, verdict: None, tear: None };
+        let plan =
+            Plan { name: "random_programs", header_pages, program, samples: samples(), verdict: None, tear: None };
         tally += crash(&plan, |app| {
             let files = [app.create(ROOT, b"one"), app.create(ROOT, b"two")];
             for _ in 0..3 + app.rng.below(9) {

@@ -10,4 +10,5 @@ mod examine;
 mod logs;
 mod names;
 mod oracle;
+mod regressions;
 mod volume;
