@@ -171,7 +171,7 @@ impl<F: BackingFile> EncryptedFile<F> {
         self.size.load(Ordering::Acquire)
     }
 
-    /// Authenticates the header (and the last block of a growing file); what open(2) reports.
+    /// Authenticates the header; what open(2) reports.
     pub fn authenticate(&self) -> Result<(), FileError> {
         self.loaded_state().map(drop)
     }

@@ -130,7 +130,7 @@ impl<F: BackingFile> EncryptedFile<F> {
         let (phase, size) = match length {
             Length::Empty { .. } => (Phase::Empty, 0),
             Length::Quiet { size } => (Phase::Quiet, size),
-            Length::Growing { blocks } => (Phase::Growing, self.growing_size(&st.backing, &open, blocks)?),
+            Length::Growing { blocks } => (Phase::Growing, self.growing_size(&st.backing, blocks)?),
         };
         self.expect_size(size)?;
         if size > 0 && open.header.size_floor > size {
@@ -157,20 +157,13 @@ impl<F: BackingFile> EncryptedFile<F> {
         if self.size() == size { Ok(()) } else { Err(FileError::Corrupt { code: "size-mismatch", block: None }) }
     }
 
-    /// Size of a growing file, its last block authenticated.
-    fn growing_size(&self, backing: &F, open: &OpenHeader, blocks: u64) -> Result<u64, FileError> {
+    /// Size of a growing file, from the clear bytes of its last block. Whoever reads that block authenticates them: one that
+    /// is torn or forged costs itself and nothing else.
+    fn growing_size(&self, backing: &F, blocks: u64) -> Result<u64, FileError> {
         let last = blocks - 1;
         let mut page = [0; PAGE];
         backing.read_at(&mut page, self.context.geometry.block_offset(last))?;
-        let valid = match block::peek(&page) {
-            None => 0,
-            Some(peek) => {
-                let mut plain = [0; PLAIN];
-                block::open(&open.keys.block_key(peek.key_salt), last, &page, &mut plain)
-                    .map_err(|_| FileError::Corrupt { code: "block-auth", block: Some(last) })?
-            }
-        };
-        Ok(last * PLAIN as u64 + u64::from(valid))
+        Ok(last * PLAIN as u64 + block::peek(&page).map_or(0, |peek| u64::from(peek.valid_len)))
     }
 
     /// Brings a file that a crash left growing back to the invariant of `Phase::Growing`.
@@ -181,12 +174,23 @@ impl<F: BackingFile> EncryptedFile<F> {
             return Ok(());
         }
         // The last page was never written: the block before it becomes the last one and has to say so first.
+        let geometry = self.context.geometry;
         if size > 0 {
-            self.rewrite_last(st, size, size)?;
-            st.backing.sync_data()?;
-            st.backing.set_len(self.context.geometry.growing_len(blocks_for(size)))?;
+            match self.rewrite_last(st, size, size) {
+                Ok(()) => {
+                    st.backing.sync_data()?;
+                    st.backing.set_len(geometry.growing_len(blocks_for(size)))?;
+                }
+                // It is damaged and cannot say so: the length will.
+                Err(FileError::Corrupt { .. }) => {
+                    st.backing.sync_data()?;
+                    st.backing.set_len(geometry.quiet_len(size))?;
+                    st.phase = Phase::Quiet;
+                }
+                Err(e) => return Err(e),
+            }
         } else {
-            st.backing.set_len(self.context.geometry.data_start())?;
+            st.backing.set_len(geometry.data_start())?;
             st.phase = Phase::Empty;
         }
         Ok(())

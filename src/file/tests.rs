@@ -401,7 +401,41 @@ fn tamper_09_a_growing_file_has_the_size_of_its_last_block_and_a_forged_one_is_a
     let mut page = bench.page(1);
     page[32..34].copy_from_slice(&50u16.to_le_bytes());
     bench.put_page(1, &page);
-    assert_eq!(code(bench.open().authenticate().unwrap_err()), ("block-auth", Some(1)));
+    let file = bench.open();
+    assert_eq!(code(read_all(&file).unwrap_err()), ("block-auth", Some(1)));
+    assert_eq!(code(file.write(P + 50, b"more").unwrap_err()), ("block-auth", Some(1)));
+    let mut rest = [0; PLAIN];
+    file.read(0, &mut rest).unwrap();
+    assert_eq!(rest, pattern(PLAIN + 100, 3)[..PLAIN]);
+}
+
+/// A torn last block, written or not followed by a page that never was, costs itself: the rest is read, and goes on living.
+#[test]
+fn a_torn_last_block_of_a_growing_file_costs_that_block_only() {
+    for page_behind in [false, true] {
+        let content = pattern(2 * PLAIN, 3);
+        let bench = Bench::new();
+        bench.open().write(0, &content).unwrap();
+        let mut page = bench.page(1);
+        page[512..1024].fill(0);
+        bench.put_page(1, &page);
+        if page_behind {
+            bench.raw().set_len(bench.context.geometry.growing_len(3)).unwrap();
+        }
+        let file = bench.open();
+        assert_eq!(file.size(), 2 * P);
+        file.authenticate().unwrap();
+        let mut first = vec![0; PLAIN];
+        file.read(0, &mut first).unwrap();
+        assert_eq!(first, content[..PLAIN]);
+        assert_eq!(code(file.read(P, &mut first).unwrap_err()), ("block-auth", Some(1)));
+        file.commit(None).unwrap();
+        let file = bench.open();
+        file.write(P, &content[PLAIN..]).unwrap();
+        file.write(2 * P, b"more").unwrap();
+        file.commit(None).unwrap();
+        assert_eq!(read_all(&bench.open()).unwrap(), [&content, &b"more"[..]].concat());
+    }
 }
 
 #[test]

@@ -455,9 +455,7 @@ fn look(
     tally.images += 1;
     if tally.images.is_multiple_of(DEEP) {
         tally.second_crashes += second_crash(&disk, plan.header_pages, &seen, 1, rng)?;
-        if cut.torn.is_empty() {
-            use_and_empty(&disk, plan.header_pages, &seen)?;
-        }
+        use_and_empty(&disk, plan.header_pages, &seen)?;
     }
     Ok(())
 }

@@ -195,7 +195,7 @@ fn rewriting_with_o_trunc() {
 }
 
 /// One random call on one of two files, sizes and offsets near block edges.
-fn random_call(app: &mut App, files: &[Ino]) {
+pub fn random_call(app: &mut App, files: &[Ino]) {
     let file = files[app.rng.below(files.len() as u64) as usize];
     let near = |app: &mut App, blocks: u64| {
         let edge = app.rng.below(blocks + 1) as usize * PLAIN;

@@ -11,4 +11,5 @@ mod logs;
 mod names;
 mod oracle;
 mod regressions;
+mod torn;
 mod volume;
