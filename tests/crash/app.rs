@@ -315,7 +315,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 }
 
 /// So that the whole run takes well under a minute in the dev profile on two cores.
-const DEFAULT_SAMPLES: u64 = 12;
+const DEFAULT_SAMPLES: u64 = 30;
 
 /// Images sampled at each operation where not all can be looked at.
 pub fn samples() -> usize {

@@ -7,6 +7,7 @@ mod app;
 mod databases;
 mod disk;
 mod examine;
+mod full;
 mod logs;
 mod names;
 mod oracle;
