@@ -21,6 +21,8 @@ pub struct App {
     fs: Option<Engine>,
     pub oracle: Oracle,
     pub rng: Rng,
+    /// No crash comes before this operation.
+    first_crash: usize,
     /// (operation number, transaction): begun and acknowledged.
     begun: Vec<(usize, u64)>,
     acknowledged: Vec<(usize, u64)>,
@@ -46,6 +48,7 @@ impl App {
             fs,
             oracle: Oracle::new(),
             rng: Rng::new(seed),
+            first_crash: 0,
             begun: Vec::new(),
             acknowledged: Vec::new(),
             calls: Vec::new(),
@@ -96,6 +99,17 @@ impl App {
             content.resize(content.len().max(end), 0);
             content[offset..end].copy_from_slice(data);
         });
+    }
+
+    /// A file of random bytes as it was before the workload began: committed, in no crash's reach.
+    pub fn durable_file(&mut self, len: usize) -> Ino {
+        let file = self.create(ROOT, b"file");
+        self.append(file, len);
+        self.fsync(file);
+        self.commit();
+        self.fs().fsync(file, false).expect("fsync");
+        self.first_crash = self.now();
+        file
     }
 
     /// Random bytes at the end.
@@ -397,7 +411,7 @@ pub fn crash(plan: &Plan<'_>, work: impl FnOnce(&mut App)) -> Tally {
     let history = History::new(base, app.disk.take_recording());
     let mut tally = Tally::default();
     let mut known = HashSet::new();
-    for crash in 0..=history.ops.len() {
+    for crash in app.first_crash..=history.ops.len() {
         let mut rng = Rng::new(run ^ (crash as u64) << 20);
         for (image, mut cut) in history.cuts(crash, plan.samples, &mut rng).into_iter().enumerate() {
             let mut rng = Rng::new(run ^ (crash as u64) << 20 ^ (image as u64 + 1));

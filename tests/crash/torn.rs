@@ -119,3 +119,28 @@ fn torn_pages_of_random_programs() {
     }
     report("torn_pages_of_random_programs", start, tally);
 }
+
+/// A header of two pages goes to the other slot: the file opens from the old one, whatever becomes of the new one.
+#[test]
+fn a_torn_rewrite_of_a_long_header_costs_nothing() {
+    let start = Instant::now();
+    let tear = |history: &History, cut: &mut Cut, rng: &mut Rng| {
+        let headers: Vec<_> = history.last_page_writes(cut).into_iter().filter(|(_, w)| w.1 < 4).collect();
+        if !headers.is_empty() {
+            cut.torn.push(Torn { write: rng.pick(&headers).1, new: sectors(rng) });
+        }
+        // Nothing is excused.
+        TornBlocks::default()
+    };
+    let name = "a_torn_rewrite_of_a_long_header_costs_nothing";
+    let plan = Plan { name, header_pages: 2, program: 0, samples: 20 * samples(), verdict: None, tear: Some(&tear) };
+    let tally = crash(&plan, |app| {
+        let file = app.durable_file(3 * PLAIN);
+        app.truncate(file, 2 * PLAIN);
+        app.append(file, 10);
+        app.commit();
+        app.punch(file, 0, PLAIN);
+    });
+    tally.report(name, start);
+    assert!(std::env::var("ENVELOPEFS_CRASH_ONLY").is_ok() || tally.images > 10);
+}
