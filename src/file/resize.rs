@@ -200,6 +200,9 @@ impl<F: BackingFile> EncryptedFile<F> {
         let touches_floor = first < past && first * P < st.keys()?.header.size_floor;
         if touches_floor && st.keys()?.header.flags & FLAG_HOLES_OK == 0 {
             self.update_header_durably(st, |h| h.flags |= FLAG_HOLES_OK)?;
+        } else if touches_floor {
+            // A commit may have set the flag, and flushes no header.
+            self.settle_header(st)?;
         }
         self.edges.clear();
         let head = (offset / P, (offset % P) as usize);

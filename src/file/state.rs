@@ -48,6 +48,8 @@ pub(super) struct State<F> {
     pub loaded: bool,
     pub phase: Phase,
     pub open: Option<OpenHeader>,
+    /// No older header that a crash could bring back lacks a flag of this one.
+    pub header_settled: bool,
     /// Every version of the last block that a crash could leave says the quiet size (rule 3).
     pub tail_agrees: bool,
     /// The last block is zero past the size and nothing stands under the tail (rules 4 and 5).
@@ -76,6 +78,7 @@ impl<F> State<F> {
             loaded: false,
             phase: Phase::Empty,
             open: None,
+            header_settled: false,
             tail_agrees: false,
             tail_settled: false,
             resized: false,
@@ -140,7 +143,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             return Err(FileError::Corrupt { code: "sealed-size", block: None });
         }
         st.floor_known = size == 0 || open.header.size_floor == size;
-        (st.phase, st.open) = (phase, Some(open));
+        (st.phase, st.open, st.header_settled) = (phase, Some(open), false);
         (st.tail_agrees, st.tail_settled, st.resized) = (false, false, false);
         self.last_says_size.store(false, Ordering::Release);
         if let Length::Growing { blocks } = length
@@ -246,7 +249,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             let _ = st.backing.set_len(0);
             return Err(e);
         }
-        st.open = Some(open);
+        (st.open, st.header_settled) = (Some(open), true);
         st.floor_known = true;
         self.header_written();
         Ok(())
@@ -280,19 +283,37 @@ impl<F: BackingFile> EncryptedFile<F> {
         }
         if done.is_err() {
             (open.header, open.slot) = (before, slot);
+            // It may stand in the file all the same: nobody may find it there before a sync.
+            self.changed();
         }
         st.open = Some(open);
+        st.header_settled = several_pages && done.is_ok();
         done
     }
 
-    /// Like `update_header`, durable before it returns.
+    /// Like `update_header`, durable before it returns. Where that fails, the next attempt starts from the header before.
     pub(super) fn update_header_durably(
         &self,
         st: &mut State<F>,
         change: impl FnOnce(&mut FileHeader),
     ) -> Result<(), FileError> {
+        let before = st.open.as_ref().map(|open| open.header.clone());
         self.update_header(st, change)?;
-        Ok(st.backing.sync_data()?)
+        let settled = self.settle_header(st);
+        if let (Err(_), Some(open), Some(before)) = (&settled, &mut st.open, before) {
+            open.header = before;
+            self.changed();
+        }
+        settled
+    }
+
+    /// Makes the header durable as it is, unless it is known to be.
+    pub(super) fn settle_header(&self, st: &mut State<F>) -> Result<(), FileError> {
+        if !st.header_settled {
+            st.backing.sync_data()?;
+            st.header_settled = true;
+        }
+        Ok(())
     }
 
     /// Reads one block for rewriting. The caller excludes other writers of the block.
