@@ -209,6 +209,28 @@ impl App {
         self.fs = Some(fs);
     }
 
+    /// The daemon is killed and started again: what it has written is there, and nothing of it is known to be durable.
+    pub fn kill(&mut self) {
+        self.call("kill and mount".into());
+        self.fs = None;
+        let fs = mount(&self.disk, self.header_pages).expect("the volume mounts again");
+        crate::examine::examine(&fs).expect("the tree is whole");
+        self.fs = Some(fs);
+    }
+
+    /// Killed in the middle of a truncation, which has done `n - 1` operations by then.
+    pub fn truncate_and_kill(&mut self, ino: Ino, size: usize, n: u64) {
+        let at = self.call(format!("truncate {ino} to {size}, killed in front of its operation {n}"));
+        self.disk.fail_from(n, libc::EIO);
+        let set = SetAttr { size: Some(size as u64), ..SetAttr::default() };
+        let done = self.fs().setattr(ino, &set).is_ok();
+        self.disk.heal();
+        if done {
+            self.oracle.change(at, ino, |content| content.resize(size, 0));
+        }
+        self.kill();
+    }
+
     pub fn mkdir(&mut self, dir: Ino, name: &[u8]) -> Ino {
         let at = self.call(format!("mkdir {}", short(name)));
         let ino = self.fs().mkdir(&BY, dir, name, 0o755).expect("mkdir").ino;

@@ -255,8 +255,12 @@ fn random_programs() {
             for _ in 0..3 + app.rng.below(9) {
                 random_call(app, &files[..if program % 2 == 0 { 1 } else { 2 }]);
             }
-            if program % 3 == 0 {
-                app.remount();
+            if program % 3 != 2 {
+                if program % 3 == 0 {
+                    app.remount()
+                } else {
+                    app.kill()
+                }
                 for file in files {
                     app.open(file);
                 }

@@ -108,3 +108,70 @@ fn a_punch_behind_an_unsynced_append() {
         app.append(file, 1);
     });
 }
+
+/// A commit has set HOLES_OK and its header is not durable yet; then a block below the older, durable floor is punched.
+#[test]
+fn a_punch_behind_an_unsynced_header() {
+    explore_thoroughly("a_punch_behind_an_unsynced_header", |app| {
+        let file = app.create(ROOT, b"file");
+        app.append(file, 100);
+        app.commit();
+        app.scribble(file, 2 * PLAIN, 1);
+        app.commit();
+        app.punch(file, 0, PLAIN);
+    });
+}
+
+// The daemon is killed, the machine lives: what the killed one wrote is in the page cache, and the next one believes it. Then
+// the power goes.
+
+#[test]
+fn a_commit_after_a_kill() {
+    explore_thoroughly("a_commit_after_a_kill", |app| {
+        let file = app.create(ROOT, b"file");
+        app.append(file, 10);
+        app.kill();
+        app.open(file);
+        app.set_xattr(file, b"user.a", b"changes no content");
+        app.commit();
+    });
+}
+
+#[test]
+fn a_truncation_after_a_kill() {
+    explore_thoroughly("a_truncation_after_a_kill", |app| {
+        let file = app.create(ROOT, b"file");
+        app.append(file, PLAIN + 9);
+        app.kill();
+        app.open(file);
+        app.truncate(file, 10);
+    });
+}
+
+#[test]
+fn an_append_after_a_kill() {
+    explore_thoroughly("an_append_after_a_kill", |app| {
+        let file = app.create(ROOT, b"file");
+        app.append(file, 10);
+        app.commit();
+        app.truncate(file, 3000);
+        app.fsync(file);
+        app.scribble(file, 20, 20);
+        app.kill();
+        app.open(file);
+        app.append(file, 10);
+    });
+}
+
+#[test]
+fn a_truncation_after_a_killed_one() {
+    explore_thoroughly("a_truncation_after_a_killed_one", |app| {
+        let file = app.create(ROOT, b"file");
+        app.append(file, PLAIN + 9);
+        app.commit();
+        app.fsync(file);
+        app.truncate_and_kill(file, 10, 2);
+        app.open(file);
+        app.truncate(file, 10);
+    });
+}
