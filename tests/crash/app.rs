@@ -372,6 +372,12 @@ fn is_wanted(image: &str) -> bool {
     env::var("ENVELOPEFS_CRASH_ONLY").map_or(true, |only| image == only)
 }
 
+/// What a workload's own recovery makes of what is left.
+pub type Verdict<'a> = dyn Fn(&Seen, Transactions) -> Result<(), String> + 'a;
+
+/// Tears pages of a cut, and tells which.
+pub type Tear<'a> = dyn Fn(&History, &mut Cut, &mut Rng) -> TornBlocks + 'a;
+
 /// What to do with a workload.
 pub struct Plan<'a> {
     pub name: &'a str,
@@ -381,9 +387,9 @@ pub struct Plan<'a> {
     /// Images at each operation, where not all can be looked at.
     pub samples: usize,
     /// The workload's own check, beside the promises.
-    pub verdict: Option<&'a dyn Fn(&Seen, Transactions) -> Result<(), String>>,
+    pub verdict: Option<&'a Verdict<'a>>,
     /// Tears pages: outside of what the format assumes of a disk.
-    pub tear: Option<&'a dyn Fn(&History, &mut Cut, &mut Rng) -> TornBlocks>,
+    pub tear: Option<&'a Tear<'a>>,
 }
 
 /// What a run came to.
@@ -501,11 +507,7 @@ pub fn explore(name: &str, work: impl Fn(&mut App)) {
     explore_judged(name, None, work);
 }
 
-pub fn explore_judged(
-    name: &str,
-    verdict: Option<&dyn Fn(&Seen, Transactions) -> Result<(), String>>,
-    work: impl Fn(&mut App),
-) {
+pub fn explore_judged(name: &str, verdict: Option<&Verdict<'_>>, work: impl Fn(&mut App)) {
     run(name, samples(), verdict, work);
 }
 
@@ -514,12 +516,7 @@ pub fn explore_thoroughly(name: &str, work: impl Fn(&mut App)) {
     run(name, 40 * samples(), None, work);
 }
 
-fn run(
-    name: &str,
-    samples: usize,
-    verdict: Option<&dyn Fn(&Seen, Transactions) -> Result<(), String>>,
-    work: impl Fn(&mut App),
-) {
+fn run(name: &str, samples: usize, verdict: Option<&Verdict<'_>>, work: impl Fn(&mut App)) {
     let start = Instant::now();
     let mut tally = Tally::default();
     for header_pages in [1, 2] {

@@ -8,7 +8,7 @@ use envelopefs::store::memory::Operation;
 
 use crate::disk::{History, Rng};
 use crate::examine::{Seen, examine, examine_disk};
-use crate::volume::{BY, EMPTY, Engine, WRITE, format, mount};
+use crate::volume::{BY, Engine, WRITE, format, mount};
 
 /// What an application does, again from its start where it failed before.
 struct Scene {

@@ -161,11 +161,13 @@ impl Oracle {
 
     /// Judges what was found after a crash in front of operation `crash`.
     pub fn judge(&self, crash: usize, seen: &Seen, torn: &TornBlocks) -> Result<(), String> {
-        if !self.names.possible(crash).iter().any(|(_, names)| *names == seen.names) {
+        let possible = self.names.possible(crash);
+        if !possible.iter().any(|(_, names)| *names == seen.names) {
+            let possible: String =
+                possible.iter().map(|(at, names)| format!("  since {at}: {}\n", shown_names(names))).collect();
             return Err(format!(
-                "names that never stood together:\n{:?}\npossible:\n{:?}",
-                seen.names,
-                self.names.possible(crash)
+                "names that never stood together: {}\npossible:\n{possible}",
+                shown_names(&seen.names)
             ));
         }
         for (ino, file) in &seen.files {
@@ -209,6 +211,11 @@ impl Oracle {
         }
         Ok(())
     }
+}
+
+fn shown_names(names: &Names) -> String {
+    let shown = |name: &[u8]| String::from_utf8_lossy(name).chars().take(16).collect::<String>();
+    names.iter().map(|((dir, name), (ino, _))| format!("{dir}/{}={ino} ", shown(name))).collect()
 }
 
 /// The part of a version that a file of `size` bytes shows in a block; zeros where the version was shorter.
