@@ -24,6 +24,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::format::block;
 use crate::format::geometry::{Geometry, Length, PAGE, PLAIN};
+use crate::format::header;
 use crate::format::small::XattrCodec;
 use crate::keys::{
     KeyError,
@@ -138,7 +139,7 @@ pub fn probe_size<F: BackingFile>(backing: &F, geometry: Geometry) -> std::io::R
         Ok(Length::Growing { blocks }) => {
             let mut headers = vec![0; geometry.data_start() as usize];
             backing.read_at(&mut headers, 0)?;
-            if block::is_hole(&headers) {
+            if header::was_never_durable(&headers, geometry) {
                 return Ok(0);
             }
             let mut page = [0; PAGE];
@@ -204,7 +205,7 @@ impl<F: BackingFile> EncryptedFile<F> {
         self.size.load(Ordering::Acquire)
     }
 
-    /// Authenticates the header (and the last block of a growing file); what open(2) reports.
+    /// Authenticates the header; what open(2) reports.
     pub fn authenticate(&self) -> Result<(), FileError> {
         self.loaded_state().map(drop)
     }

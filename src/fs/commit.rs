@@ -47,7 +47,9 @@ impl<S: Store> DirtySet<S> {
 
     fn take(&self) -> Vec<Arc<Node<S>>> {
         let mut set = self.set.lock();
-        let nodes: Vec<_> = std::mem::take(&mut *set).into_values().collect();
+        let mut nodes: Vec<_> = std::mem::take(&mut *set).into_values().collect();
+        // One order for one set of files, so that a run of tests can be repeated exactly.
+        nodes.sort_unstable_by_key(|node| node.ino);
         for node in &nodes {
             node.dirty.store(false, Ordering::Release);
         }

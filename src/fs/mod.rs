@@ -133,7 +133,9 @@ pub struct Fs<S: Store> {
 const DIRECTORY_SHARE: usize = 4;
 
 impl<S: Store> Fs<S> {
-    /// `store`: rooted at the tree directory; `overflow`: at the overflow directory. Checks the root's directory id.
+    /// `store`: rooted at the tree directory; `overflow`: at the overflow directory. Checks the root's directory id, and makes
+    /// the store durable as it is: a daemon that was killed may have left what it wrote in the page cache only, and what is
+    /// found in a file counts as durable.
     pub fn new(store: S, overflow: S, config: FsConfig) -> Result<Self> {
         let root = store.stat(Place::Pinned(store.root()))?;
         if root.kind != Kind::Directory {
@@ -156,6 +158,9 @@ impl<S: Store> Fs<S> {
             reports: Reports::new(),
         };
         fs.dir(ROOT)?;
+        if !fs.config.read_only {
+            fs.store.sync_fs()?;
+        }
         Ok(fs)
     }
 
