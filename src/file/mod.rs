@@ -125,6 +125,8 @@ pub struct EncryptedFile<F: BackingFile> {
     keep_header: AtomicBool,
     /// The keys were taken away and nobody has needed them since.
     keys_dropped: AtomicBool,
+    /// Why one header slot could not be used although the other could; until somebody asks.
+    unused_slot: Mutex<Option<FileError>>,
     /// What the first header will hang on.
     group: Arc<Inherited>,
 }
@@ -169,6 +171,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             last_says_size: AtomicBool::new(false),
             keep_header: AtomicBool::new(false),
             keys_dropped: AtomicBool::new(false),
+            unused_slot: Mutex::new(None),
             group: Arc::default(),
         }
     }
@@ -208,6 +211,12 @@ impl<F: BackingFile> EncryptedFile<F> {
     /// Authenticates the header; what open(2) reports.
     pub fn authenticate(&self) -> Result<(), FileError> {
         self.loaded_state().map(drop)
+    }
+
+    /// Why one header slot was passed over when the header was read from the other, told once: it is damaged, or a crash
+    /// interrupted its writing.
+    pub fn take_unused_slot(&self) -> Option<FileError> {
+        self.unused_slot.lock().take()
     }
 
     /// The shared lock, with length and header known.

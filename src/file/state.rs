@@ -233,7 +233,10 @@ impl<F: BackingFile> EncryptedFile<F> {
                 }
             };
             match unverified.verify(&keys, self.context.keyring.origin()) {
-                Ok(header) => return Ok(OpenHeader { header, slot, keys, source }),
+                Ok(header) => {
+                    *self.unused_slot.lock() = failure;
+                    return Ok(OpenHeader { header, slot, keys, source });
+                }
                 Err(e) => failure = Some(FileError::Header(e)),
             }
         }
