@@ -351,7 +351,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 }
 
 /// So that the whole run takes well under a minute in the dev profile on two cores.
-const DEFAULT_SAMPLES: u64 = 30;
+const DEFAULT_SAMPLES: u64 = 16;
 
 /// Images sampled at each operation where not all can be looked at.
 pub fn samples() -> usize {
@@ -497,7 +497,7 @@ fn look(
     tally.images += 1;
     if tally.images.is_multiple_of(DEEP) {
         tally.second_crashes += second_crash(&disk, plan.header_pages, &seen, 1, rng)?;
-        use_and_empty(&disk, plan.header_pages, &seen)?;
+        use_and_empty(&disk, plan.header_pages, &seen, rng)?;
     }
     Ok(())
 }

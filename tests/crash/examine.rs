@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use envelopefs::format::geometry::PLAIN;
-use envelopefs::fs::{Ino, ROOT};
+use envelopefs::fs::{Ino, ROOT, SetAttr};
 use envelopefs::store::Kind;
 use envelopefs::store::memory::MemoryStore;
 
@@ -187,21 +187,31 @@ fn difference(first: &Seen, second: &Seen) -> String {
     format!("attributes or targets: {:?} became {:?}", first.attributes, second.attributes)
 }
 
-/// Everything that a crash left can be worked with: appended to, synced, found again after the next mount, and removed.
-pub fn use_and_empty(disk: &MemoryStore, header_pages: u32, first: &Seen) -> Result<(), String> {
+/// Everything that a crash left can be worked with: extended, appended to, synced, found again after the next mount, and removed.
+pub fn use_and_empty(disk: &MemoryStore, header_pages: u32, first: &Seen, rng: &mut Rng) -> Result<(), String> {
     let mut expected: BTreeMap<Ino, Vec<u8>> = BTreeMap::new();
     {
         let fs = mount(disk, header_pages).map_err(|e| format!("mount: {e}"))?;
         examine(&fs)?;
         for (ino, file) in first.files.iter().filter(|(_, f)| f.open.is_ok() && f.bad.is_empty()) {
             let at = |what: &str| format!("file {ino} of {} bytes after the crash: {what}", file.size);
+            let (mut content, end) = (file.content.clone(), file.size as u64);
             fs.open(*ino, WRITE).map_err(|e| at(&format!("open: {e}")))?;
-            fs.write(*ino, file.size as u64, b"appended").map_err(|e| at(&format!("append: {e}")))?;
-            if ino % 2 == 0 {
+            if rng.below(2) == 0 {
+                // What was cut off before the crash does not come back.
+                content.resize(file.size + 5000, 0);
+                let set = SetAttr { size: Some(end + 5000), ..SetAttr::default() };
+                fs.setattr(*ino, &set).map_err(|e| at(&format!("extension: {e}")))?;
+            }
+            if rng.below(2) == 0 {
+                fs.write(*ino, content.len() as u64, b"appended").map_err(|e| at(&format!("append: {e}")))?;
+                content.extend(b"appended");
+            }
+            if rng.below(2) == 0 {
                 fs.fsync(*ino, true).map_err(|e| at(&format!("fsync: {e}")))?;
             }
             fs.release(*ino);
-            expected.insert(*ino, [&file.content[..], b"appended"].concat());
+            expected.insert(*ino, content);
         }
         fs.commit().map_err(|e| format!("commit: {e}"))?;
     }
@@ -210,7 +220,7 @@ pub fn use_and_empty(disk: &MemoryStore, header_pages: u32, first: &Seen) -> Res
     for (ino, content) in &expected {
         let file = &seen.files[ino];
         if file.open.is_err() || file.content != *content {
-            return Err(format!("file {ino}: an append after the crash is not what the next mount finds"));
+            return Err(format!("file {ino}: what was added after the crash is not what the next mount finds"));
         }
     }
     empty(&fs, ROOT)?;
