@@ -15,6 +15,8 @@ use crate::forge::{fix_crc, fuzz_tlvs};
 use crate::world::Model;
 
 const PAGE_U64: u64 = PAGE as u64;
+/// Keeps the numbers of the overflow directory apart, which may be a store of its own.
+const OVERFLOW: u64 = 1 << 63;
 
 /// What may be expected of the tampered tree, by inode number as the mount shows it.
 #[derive(Default)]
@@ -122,7 +124,8 @@ impl<'a, S: Store> Attack<'a, S> {
                         pending.push((Dir::Inner(Arc::new(store.pin(&dir, &entry.name)?)), entry.ino));
                     }
                     let (name, kind) = (entry.name, entry.kind);
-                    found.push(Raw { parent: dir.clone(), parent_ino: ino, name, ino: entry.ino, kind, tree });
+                    let number = if tree { entry.ino } else { entry.ino | OVERFLOW };
+                    found.push(Raw { parent: dir.clone(), parent_ino: ino, name, ino: number, kind, tree });
                 }
                 Ok(())
             };
@@ -398,7 +401,9 @@ impl<'a, S: Store> Attack<'a, S> {
         let Ok(file) = store.create_file(&parent, &over.name, 0o644, by()) else { return Ok(()) };
         file.write_at(&bytes, 0)?;
         let ino = file.stat()?.ino;
-        self.touched.becomes(ino, from.ino);
+        if over.tree {
+            self.touched.becomes(ino, from.ino);
+        }
         let place = Place::Entry { dir: &*parent, name: &*over.name };
         for name in self.store(from).list_xattrs(self.place(from)).unwrap_or_default() {
             if let Ok(value) = self.store(from).get_xattr(self.place(from), &name) {

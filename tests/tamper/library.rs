@@ -158,6 +158,9 @@ impl Ground {
                         continue;
                     }
                     if fs.write(seen.ino, offset, &data).is_ok() {
+                        if size == 0 {
+                            written.wholes.push((seen.ino, data.clone()));
+                        }
                         written.parts.push((seen.ino, offset, data));
                         written.touched.insert(seen.ino);
                     } else {
