@@ -8,8 +8,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod attack;
 mod corpus_blocks;
 mod corpus_headers;
 mod corpus_tree;
 mod forge;
+mod library;
+mod oracle;
 mod scene;
+mod world;
