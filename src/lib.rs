@@ -15,4 +15,5 @@ pub mod fuzzing;
 pub mod keys;
 pub mod mount;
 pub mod store;
+pub mod sync;
 pub mod sys;

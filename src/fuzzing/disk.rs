@@ -1,11 +1,7 @@
 //! Header slots, blocks and the volume file. Holds the parsers to the format by a second reading of it.
 
 use super::{DEK, FILE_ID, Target, VOLUME_ID, VOLUME_KEY, choice, sequence};
-use crate::crypto::{
-    file_keys::FileKeys,
-    kdf::hmac_sha256,
-    secret::Secret32,
-};
+use crate::crypto::{file_keys::FileKeys, kdf::hmac_sha256, secret::Secret32};
 use crate::format::block::{self, is_hole};
 use crate::format::geometry::{Geometry, Length, PAGE, PLAIN, growing_size};
 use crate::format::header::{FileHeader, HeaderError, Unverified, claimed_pages};
