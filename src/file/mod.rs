@@ -20,8 +20,6 @@ mod write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
-
 use crate::format::block;
 use crate::format::geometry::{Geometry, Length, PAGE, PLAIN};
 use crate::format::header;
@@ -32,6 +30,7 @@ use crate::keys::{
     wanted::Wanted,
 };
 use crate::store::BackingFile;
+use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use edges::Edges;
 pub use group::{DirectoryGroup, Inherited};
 use ranges::BlockRanges;

@@ -15,6 +15,9 @@ use crate::keys::test_cmk::TestCmk;
 use crate::store::memory::MemoryStore;
 use crate::store::{Access, Creator, Place, Store};
 
+#[cfg(feature = "shuttle")]
+mod model;
+
 type MemoryFile = <MemoryStore as Store>::File;
 const P: u64 = PLAIN as u64;
 

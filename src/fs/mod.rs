@@ -31,7 +31,7 @@ mod xattr;
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, ReentrantMutex};
+use parking_lot::ReentrantMutex;
 
 use crate::crypto::random;
 use crate::file::FileContext;
@@ -39,6 +39,7 @@ use crate::format::dir_id::{DirRecord, NO_PARENT};
 use crate::format::names::{DIR_ID_NAME, NameCodec};
 use crate::format::volume::VolumeKeys;
 use crate::store::{Creator, Kind, Place, SetTime, Stat, Store};
+use crate::sync::Mutex;
 use commit::DirtySet;
 pub use errno::FsError;
 use handles::HandleCache;
