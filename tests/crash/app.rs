@@ -10,7 +10,7 @@ use envelopefs::store::memory::MemoryStore;
 use envelopefs::store::{Kind, RenameMode};
 
 use crate::disk::{Cut, History, PAGE, Rng};
-use crate::examine::{Seen, examine_disk, second_crash, use_and_empty};
+use crate::examine::{Seen, absent_is_absent, examine, second_crash, use_and_empty};
 use crate::oracle::{Oracle, TornBlocks};
 use crate::volume::{BY, EMPTY, Engine, WRITE, format, mount};
 
@@ -487,7 +487,10 @@ fn look(
     rng: &mut Rng,
 ) -> Result<(), String> {
     let disk = history.image(cut);
-    let seen = examine_disk(&disk, plan.header_pages)?;
+    let fs = mount(&disk, plan.header_pages).map_err(|e| format!("mount: {e}"))?;
+    let seen = examine(&fs)?;
+    absent_is_absent(&fs, &seen, &app.oracle.ever_named())?;
+    drop(fs);
     app.oracle.judge(cut.crash, &seen, torn)?;
     tally.bad_blocks += seen.files.values().map(|f| f.bad.len() as u64).sum::<u64>();
     tally.bad_files += seen.files.values().filter(|f| f.open.is_err()).count() as u64;

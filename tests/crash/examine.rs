@@ -1,7 +1,7 @@
 //! Looks at a disk through the real engine: everything that an application can see, and whether it can be worked with.
 //! Knows nothing of what should be there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use envelopefs::format::geometry::PLAIN;
 use envelopefs::fs::{Ino, ROOT, SetAttr};
@@ -113,6 +113,23 @@ pub fn examine(fs: &Engine) -> Result<Seen, String> {
         }
     }
     Ok(seen)
+}
+
+/// A name that is not listed is not found either.
+pub fn absent_is_absent(fs: &Engine, seen: &Seen, names: &BTreeSet<(Ino, Vec<u8>)>) -> Result<(), String> {
+    let is_there = |dir: Ino| dir == ROOT || seen.names.values().any(|found| *found == (dir, Kind::Directory));
+    for (dir, name) in
+        names.iter().filter(|(dir, name)| is_there(*dir) && !seen.names.contains_key(&(*dir, name.clone())))
+    {
+        match fs.lookup(*dir, name) {
+            Err(e) if e.errno() == libc::ENOENT => {}
+            found => {
+                let found = found.map(|attr| attr.ino).map_err(|e| e.to_string());
+                return Err(format!("{} is not listed and looked up as {found:?}", String::from_utf8_lossy(name)));
+            }
+        }
+    }
+    Ok(())
 }
 
 pub fn examine_disk(disk: &MemoryStore, header_pages: u32) -> Result<Seen, String> {

@@ -155,6 +155,11 @@ impl Oracle {
         }
     }
 
+    /// All names that ever stood somewhere, with their directories.
+    pub fn ever_named(&self) -> BTreeSet<(Ino, Vec<u8>)> {
+        self.names.states.iter().flat_map(|(_, names)| names.keys().cloned()).collect()
+    }
+
     pub fn named_files(&self) -> BTreeSet<Ino> {
         self.names.newest().values().filter(|(_, kind)| *kind == Kind::File).map(|(ino, _)| *ino).collect()
     }
