@@ -105,10 +105,7 @@ fn check(directory: &Path) {
     let unpacked = volume.scratch().join("unpacked");
     fs::create_dir(&unpacked).unwrap();
     let archive = directory.join("volume.tar.gz");
-    tool(
-        "tar",
-        &["--xattrs", "--no-same-owner", "-xpzf", archive.to_str().unwrap(), "-C", unpacked.to_str().unwrap()],
-    );
+    tool("tar", &["--xattrs", "--no-same-owner", "-xpzf", archive.to_str().unwrap(), "-C", unpacked.to_str().unwrap()]);
     fs::rename(unpacked.join("cipher"), &volume.cipher).unwrap();
     fs::copy(unpacked.join("cmk.json"), &volume.keyfile).unwrap();
     fs::set_permissions(&volume.keyfile, fs::Permissions::from_mode(0o600)).unwrap();
@@ -191,10 +188,43 @@ struct Maker {
 }
 
 const FILES: [&str; 37] = [
-    "01-flip", "02-nonce", "02-tag", "02-salt", "02-valid", "02-flags", "02-reserved", "03-swap", "04-foreign", "05-older",
-    "06-below", "06-above", "06-holes", "07-cut", "08-long-tail", "08-no-block", "09-quiet", "09-forged", "10-extended",
-    "10-sealed", "11-flipped", "11-zeros", "12-older", "13-a", "13-b", "14-dek", "14-blob", "16-forged", "17-suite",
-    "17-version", "17-floor", "18-critical", "18-length", "19-moved", "21-a", "21-b", "21-emptied",
+    "01-flip",
+    "02-nonce",
+    "02-tag",
+    "02-salt",
+    "02-valid",
+    "02-flags",
+    "02-reserved",
+    "03-swap",
+    "04-foreign",
+    "05-older",
+    "06-below",
+    "06-above",
+    "06-holes",
+    "07-cut",
+    "08-long-tail",
+    "08-no-block",
+    "09-quiet",
+    "09-forged",
+    "10-extended",
+    "10-sealed",
+    "11-flipped",
+    "11-zeros",
+    "12-older",
+    "13-a",
+    "13-b",
+    "14-dek",
+    "14-blob",
+    "16-forged",
+    "17-suite",
+    "17-version",
+    "17-floor",
+    "18-critical",
+    "18-length",
+    "19-moved",
+    "21-a",
+    "21-b",
+    "21-emptied",
 ];
 
 impl Maker {
@@ -233,14 +263,19 @@ fn make(directory: &Path) {
         }
         inos.push((name.to_owned(), fs::metadata(path).unwrap().ino()));
     }
-    for name in ["19-no-id", "19-forged-id", "19-swapped-a", "19-swapped-b", "20-directory", "22-copied-id", "22-original"] {
+    for name in
+        ["19-no-id", "19-forged-id", "19-swapped-a", "19-swapped-b", "20-directory", "22-copied-id", "22-original"]
+    {
         fs::create_dir(mount.join(name)).unwrap();
         fs::write(mount.join(name).join("inside"), b"inside").unwrap();
         inos.push((name.to_owned(), fs::metadata(mount.join(name)).unwrap().ino()));
     }
     for name in ["20-fifo", "20-link", "20-link-target"] {
-        symlink(format!("target of {name} {}", "t".repeat(if name == "20-link-target" { 2000 } else { 20 })), mount.join(name))
-            .unwrap();
+        symlink(
+            format!("target of {name} {}", "t".repeat(if name == "20-link-target" { 2000 } else { 20 })),
+            mount.join(name),
+        )
+        .unwrap();
         inos.push((name.to_owned(), fs::symlink_metadata(mount.join(name)).unwrap().ino()));
     }
     mount.unmount();
@@ -284,9 +319,11 @@ fn make(directory: &Path) {
     m.row(4, "04-foreign", "blocks:=E=", "block-auth");
     put(&m.at("05-older"), block(1), &older_block);
     m.row(5, "05-older", "blocks:===", "-");
-    for (name, expected, code) in
-        [("06-below", "blocks:=E=", "hole-below-floor"), ("06-above", "blocks:=0=", "-"), ("06-holes", "blocks:00=", "-")]
-    {
+    for (name, expected, code) in [
+        ("06-below", "blocks:=E=", "hole-below-floor"),
+        ("06-above", "blocks:=0=", "-"),
+        ("06-holes", "blocks:00=", "-"),
+    ] {
         put(&m.at(name), block(if name == "06-holes" { 0 } else { 1 }), &[0; PAGE as usize]);
         m.row(6, name, expected, code);
     }
@@ -409,7 +446,8 @@ fn make(directory: &Path) {
     m.row(23, "../23.toml", "another volume key than the one recorded", "-");
 
     let tar = directory.join("volume.tar");
-    let mut words = vec!["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--format=posix", "-S"];
+    let mut words =
+        vec!["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--format=posix", "-S"];
     words.extend(["--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "--xattrs", "-cf"]);
     words.extend([tar.to_str().unwrap(), "-C", beside.to_str().unwrap(), "cipher", "17.toml", "23.toml", "cmk.json"]);
     tool("tar", &words);

@@ -145,8 +145,9 @@ fn random_tampering_below_a_mount() {
         let mount = volume.mount_other(&copy, &mountpoint);
         let written = Written::default();
         let mut oracle = Oracle::new(&model, &touched, &written);
+        oracle.keeps_numbers = false;
         if let Err(e) = oracle.check(&MountView(mount.path.clone())) {
-            panic!("ENVELOPEFS_TAMPER_SEED={seed}, round {round}: {e}\n{}", mount.log());
+            panic!("ENVELOPEFS_TAMPER_SEED={seed}, round {round}: {e}\n{:#?}\n{}", touched.told, mount.log());
         }
         (served, refused) = (served + oracle.served, refused + oracle.refused);
         let memory = crate::corpus_headers::resident_peak(&mount);
