@@ -174,7 +174,8 @@ fn case_20_a_known_file_is_replaced() {
     assert_eq!(fs::metadata(mount.join("victim")).unwrap().len(), SIZE as u64);
     let held = File::open(mount.join("other")).unwrap();
     for path in [&scene.victim, &scene.other] {
-        fs::remove_file(path).unwrap();
+        // Kept elsewhere, so that nothing else gets its inode number: by that alone an inode is known.
+        fs::rename(path, scene.volume.scratch().join(path.file_name().unwrap())).unwrap();
         mkfifoat(CWD, path, Mode::from_raw_mode(0o666)).unwrap();
     }
     let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(mount.join("victim"));
