@@ -31,6 +31,10 @@ pub struct Touched {
     /// Directories whose entries, companions or id changed.
     pub directories: HashSet<u64>,
     pub overflow: bool,
+    /// Unlinked ones: another object may have their number now.
+    pub gone: HashSet<u64>,
+    /// The steps in words.
+    pub told: Vec<String>,
 }
 
 impl Touched {
@@ -118,17 +122,18 @@ impl<'a, S: Store> Attack<'a, S> {
         for (store, tree) in [(self.tree, true), (self.overflow, false)] {
             let root = store.stat(Place::Pinned(store.root()))?.ino;
             let mut pending: Vec<(Dir<'a, S::Handle>, u64)> = Vec::new();
-            let visit = |dir: Dir<'a, S::Handle>, ino: u64, pending: &mut Vec<_>, found: &mut Vec<_>| -> io::Result<()> {
-                for entry in store.list(&dir)? {
-                    if entry.kind == Kind::Directory {
-                        pending.push((Dir::Inner(Arc::new(store.pin(&dir, &entry.name)?)), entry.ino));
+            let visit =
+                |dir: Dir<'a, S::Handle>, ino: u64, pending: &mut Vec<_>, found: &mut Vec<_>| -> io::Result<()> {
+                    for entry in store.list(&dir)? {
+                        if entry.kind == Kind::Directory {
+                            pending.push((Dir::Inner(Arc::new(store.pin(&dir, &entry.name)?)), entry.ino));
+                        }
+                        let (name, kind) = (entry.name, entry.kind);
+                        let number = if tree { entry.ino } else { entry.ino | OVERFLOW };
+                        found.push(Raw { parent: dir.clone(), parent_ino: ino, name, ino: number, kind, tree });
                     }
-                    let (name, kind) = (entry.name, entry.kind);
-                    let number = if tree { entry.ino } else { entry.ino | OVERFLOW };
-                    found.push(Raw { parent: dir.clone(), parent_ino: ino, name, ino: number, kind, tree });
-                }
-                Ok(())
-            };
+                    Ok(())
+                };
             visit(Dir::Root(store.root()), if tree { ROOT } else { root }, &mut pending, &mut found)?;
             while let Some((dir, ino)) = pending.pop() {
                 visit(dir, ino, &mut pending, &mut found)?;
@@ -188,7 +193,21 @@ impl<'a, S: Store> Attack<'a, S> {
         let file = *random.pick(&files);
         let other = *random.pick(&files);
         let any = random.pick(&objects);
-        match random.below(100) {
+        let kind = random.below(100);
+        let show = |raw: &Raw<'a, S::Handle>| {
+            let known = self.model.by_ino.get(&raw.ino).map(|index| self.model.objects[*index].path.as_str());
+            format!("{} ({:?}, {})", known.unwrap_or("?"), raw.kind, String::from_utf8_lossy(&raw.name))
+        };
+        let told = match kind {
+            0..=36 => format!("step {kind} on {}", show(file)),
+            37..=46 => format!("pages of {} and {}", show(file), show(other)),
+            47..=56 => format!("older state of {}", show(file)),
+            57..=66 => format!("header of {}", show(file)),
+            75..=80 => format!("copy of {} over {}", show(file), show(other)),
+            _ => format!("step {kind} on {}", show(any)),
+        };
+        self.touched.told.push(told);
+        match kind {
             0..=17 => self.flip(file, &mut random),
             18..=23 => self.overwrite(file, &mut random),
             24..=31 => self.resize(file, &mut random),
@@ -336,6 +355,7 @@ impl<'a, S: Store> Attack<'a, S> {
         Ok(())
     }
     fn entry_changed(&mut self, raw: &Raw<'a, S::Handle>) {
+        self.touched.gone.insert(raw.ino);
         if raw.tree {
             self.touched.directories.insert(raw.parent_ino);
         } else {
@@ -392,7 +412,11 @@ impl<'a, S: Store> Attack<'a, S> {
         let store = self.store(over);
         let directory = *random.pick(directories);
         let in_place = random.below(3) > 0 || !directory.tree || !over.tree;
-        let parent = if in_place { over.parent.clone() } else { Dir::Inner(Arc::new(store.pin(&directory.parent, &directory.name)?)) };
+        let parent = if in_place {
+            over.parent.clone()
+        } else {
+            Dir::Inner(Arc::new(store.pin(&directory.parent, &directory.name)?))
+        };
         self.entry_changed(over);
         if !in_place {
             self.touched.directories.insert(directory.ino);
@@ -401,10 +425,8 @@ impl<'a, S: Store> Attack<'a, S> {
         let Ok(file) = store.create_file(&parent, &over.name, 0o644, by()) else { return Ok(()) };
         file.write_at(&bytes, 0)?;
         let ino = file.stat()?.ino;
-        if over.tree {
-            self.touched.becomes(ino, from.ino);
-        }
-        let place = Place::Entry { dir: &*parent, name: &*over.name };
+        self.touched.becomes(if over.tree { ino } else { ino | OVERFLOW }, from.ino);
+        let place = Place::Entry { dir: &*parent, name: &over.name };
         for name in self.store(from).list_xattrs(self.place(from)).unwrap_or_default() {
             if let Ok(value) = self.store(from).get_xattr(self.place(from), &name) {
                 ignore(store.set_xattr(place, &name, &value, 0))?;
@@ -441,7 +463,12 @@ impl<'a, S: Store> Attack<'a, S> {
         ignore(store.unlink(&raw.parent, &raw.name))?;
         ignore(store.symlink(&raw.parent, &raw.name, &target, by()))
     }
-    fn attributes(&mut self, raw: &Raw<'a, S::Handle>, from: &Raw<'a, S::Handle>, random: &mut Random) -> io::Result<()> {
+    fn attributes(
+        &mut self,
+        raw: &Raw<'a, S::Handle>,
+        from: &Raw<'a, S::Handle>,
+        random: &mut Random,
+    ) -> io::Result<()> {
         let (mine, theirs) = (self.place(raw), self.place(from));
         let (store, source) = (self.store(raw), self.store(from));
         let names = source.list_xattrs(theirs).unwrap_or_default();

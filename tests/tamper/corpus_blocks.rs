@@ -166,7 +166,9 @@ fn case_06_a_zeroed_block() {
     holey.resize(6 * PLAIN as usize, 0);
     holey.extend(pattern(5, PLAIN as usize));
     assert_file(&mount.join("sparse"), &holey);
-    assert_documented("Zeroed blocks above what the last commit covered, and anywhere in a file that has holes, read as zeros");
+    assert_documented(
+        "Zeroed blocks above what the last commit covered, and anywhere in a file that has holes, read as zeros",
+    );
     assert_expendable(&scene, mount, &["victim", "growing", "sparse"]);
 }
 
@@ -254,8 +256,7 @@ fn case_09_without_a_tail_the_last_block_says_the_size() {
         let mount = scene.mount();
         let size = fs::metadata(mount.join("victim")).unwrap().len();
         assert!(size <= BLOCKS * PLAIN, "{size}");
-        let last = direct(&mount.join("victim"))
-            .and_then(|file| file.read_at(&mut [0; 100], (BLOCKS - 1) * PLAIN));
+        let last = direct(&mount.join("victim")).and_then(|file| file.read_at(&mut [0; 100], (BLOCKS - 1) * PLAIN));
         assert_errno(last, libc::EIO);
         let log = mount.log();
         assert!(log.contains("code=block-auth") || log.contains("code=truncated-below-floor"), "{log}");

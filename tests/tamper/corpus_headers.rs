@@ -67,7 +67,9 @@ fn case_11_the_only_slot_or_both_are_damaged() {
     for pages in [1, 2] {
         let scene = Scene::with_header_pages(pages);
         let slots = [scene.slot(&scene.victim, 0), scene.slot(&scene.victim, 1)];
-        for (bad_a, bad_b) in damages(&slots[0]).into_iter().zip(damages(if pages == 1 { &slots[0] } else { &slots[1] })) {
+        for (bad_a, bad_b) in
+            damages(&slots[0]).into_iter().zip(damages(if pages == 1 { &slots[0] } else { &slots[1] }))
+        {
             let zeros = bad_a.iter().all(|byte| *byte == 0);
             scene.set_slot(&scene.victim, 0, &bad_a);
             // With one page a slot, B was never written.
@@ -295,7 +297,8 @@ fn case_17_flipped_suite_version_and_sizes() {
     let scene = Scene::new();
     let good = scene.slot(&scene.victim, 0);
     // Version, suite, header pages, flags (HOLES_OK, SEALED), generation, floor, sealed size; with a correct checksum.
-    for (at, mask) in [(8, 3), (10, 3), (12, 3), (16, 1), (16, 4), (24, 1), (32, 0xff), (33, 0xff), (39, 0x80), (40, 1)] {
+    for (at, mask) in [(8, 3), (10, 3), (12, 3), (16, 1), (16, 4), (24, 1), (32, 0xff), (33, 0xff), (39, 0x80), (40, 1)]
+    {
         let mut bad = good.clone();
         bad[at] ^= mask;
         fix_crc(&mut bad);

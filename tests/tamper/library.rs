@@ -20,7 +20,7 @@ use crate::oracle::{Errno, Oracle, Seen, View, Written};
 use crate::world::{CountingCmk, EMPTY, Host, Model, READ, WRITE, build, caller};
 
 /// About twenty seconds of the development profile.
-const ROUNDS: u64 = 1200;
+const ROUNDS: u64 = 2000;
 
 pub fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|e| panic!("{name}: {e}")))
@@ -104,7 +104,7 @@ impl Ground {
     }
 
     /// Tampers by these steps, looks, works, looks again. The error says what was wrong.
-    fn round(&self, steps: &[u64], work: u64) -> Result<(u64, u64), String> {
+    fn round(&self, steps: &[u64], work: u64) -> Outcome {
         let (tree, overflow) = (self.tree.snapshot(), self.overflow.snapshot());
         let mut attack = Attack::on(&tree, &overflow, &self.model, self.host.geometry);
         for step in steps {
@@ -131,9 +131,9 @@ impl Ground {
         Ok((counts.0 + seen.0, counts.1 + seen.1))
     }
 
-    fn look(&self, fs: &Fs<MemoryStore>, touched: &Touched, written: &Written) -> Result<(u64, u64), String> {
+    fn look(&self, fs: &Fs<MemoryStore>, touched: &Touched, written: &Written) -> Outcome {
         let mut oracle = Oracle::new(&self.model, touched, written);
-        oracle.check(&LibraryView(fs))?;
+        oracle.check(&LibraryView(fs)).map_err(|e| format!("{e}\n  {:#?}\n  {:?}", touched.told, written.told()))?;
         Ok((oracle.served, oracle.refused))
     }
 
@@ -197,6 +197,8 @@ impl Ground {
     }
 }
 
+/// How many answers were true, and how many refused; or what was wrong.
+type Outcome = Result<(u64, u64), String>;
 type Found = (Ino, Vec<u8>, Seen<Ino>);
 
 fn reachable<V: View<Node = Ino>>(view: &V, dir: Ino, depth: usize, found: &mut Vec<Found>) {
@@ -210,7 +212,7 @@ fn reachable<V: View<Node = Ino>>(view: &V, dir: Ino, depth: usize, found: &mut 
 }
 
 /// Runs a round, and where it fails finds the fewest steps that make it fail.
-fn narrowed(run: &dyn Fn(&[u64]) -> Result<(u64, u64), String>, steps: &[u64]) -> Result<(u64, u64), String> {
+fn narrowed(run: &dyn Fn(&[u64]) -> Outcome, steps: &[u64]) -> Outcome {
     let attempt = |steps: &[u64]| {
         catch_unwind(AssertUnwindSafe(|| run(steps))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
@@ -239,8 +241,7 @@ fn narrowed(run: &dyn Fn(&[u64]) -> Result<(u64, u64), String>, steps: &[u64]) -
 fn random_tampering() {
     let (seed, rounds) = (seed(), setting("ENVELOPEFS_TAMPER_ROUNDS", ROUNDS));
     println!("ENVELOPEFS_TAMPER_SEED={seed} ENVELOPEFS_TAMPER_ROUNDS={rounds}");
-    let grounds =
-        [Ground::new(KeyMode::Branch, 1), Ground::new(KeyMode::Branch, 2), Ground::new(KeyMode::PerFile, 1)];
+    let grounds = [Ground::new(KeyMode::Branch, 1), Ground::new(KeyMode::Branch, 2), Ground::new(KeyMode::PerFile, 1)];
     for (n, ground) in grounds.iter().enumerate() {
         let untouched = narrowed(&|steps| ground.round(steps, 1), &[]);
         untouched.unwrap_or_else(|e| panic!("ground {n}, not tampered with: {e}"));

@@ -51,6 +51,13 @@ pub struct Written {
     pub touched: BTreeSet<u64>,
 }
 
+impl Written {
+    pub fn told(&self) -> Vec<String> {
+        let parts = self.parts.iter().map(|(ino, offset, data)| format!("wrote {} to {ino} at {offset}", data.len()));
+        parts.chain(self.wholes.iter().map(|(ino, data)| format!("{ino} was rewritten, {}", data.len()))).collect()
+    }
+}
+
 pub struct Oracle<'a> {
     pub model: &'a Model,
     pub touched: &'a Touched,
@@ -58,18 +65,26 @@ pub struct Oracle<'a> {
     /// Counts what was compared, so that an oracle that looks at nothing is noticed.
     pub served: u64,
     pub refused: u64,
+    /// The store below never gives a number twice.
+    pub keeps_numbers: bool,
 }
 
 type Verdict = Result<(), String>;
 
 impl<'a> Oracle<'a> {
     pub fn new(model: &'a Model, touched: &'a Touched, written: &'a Written) -> Self {
-        Self { model, touched, written, served: 0, refused: 0 }
+        Self { model, touched, written, served: 0, refused: 0, keeps_numbers: true }
     }
 
     /// Walks the whole tree as it is seen.
     pub fn check<V: View>(&mut self, view: &V) -> Verdict {
         self.directory(view, &view.root(), ROOT, "", 0)
+    }
+
+    /// The object that this inode number stands for since before the tampering.
+    fn own(&self, ino: u64) -> Option<&'a Object> {
+        let index = self.model.by_ino.get(&ino).filter(|_| !self.touched.gone.contains(&ino) || self.keeps_numbers)?;
+        Some(&self.model.objects[*index])
     }
 
     fn error(&mut self, what: &str, errno: Errno, untouched: bool) -> Verdict {
@@ -85,7 +100,7 @@ impl<'a> Oracle<'a> {
             return Err(format!("{path}: no end of directories"));
         }
         let untouched = !self.touched.directories.contains(&ino);
-        let own = self.model.by_ino.get(&ino).map(|index| &self.model.objects[*index]);
+        let own = self.own(ino);
         let names: BTreeSet<Vec<u8>> = match view.list(node) {
             Ok(names) => {
                 let unique: BTreeSet<_> = names.iter().cloned().collect();
@@ -119,7 +134,9 @@ impl<'a> Oracle<'a> {
                     if let Some(expected) = expected
                         && self.model.by_ino.get(&seen.ino) != Some(expected)
                     {
-                        return Err(format!("{path}: another object than the name's own, and nobody touched the directory"));
+                        return Err(format!(
+                            "{path}: another object than the name's own, and nobody touched the directory"
+                        ));
                     }
                     self.object(view, &seen, &path, depth)?;
                 }
@@ -141,7 +158,7 @@ impl<'a> Oracle<'a> {
     }
 
     fn link<V: View>(&mut self, view: &V, seen: &Seen<V::Node>, path: &str) -> Verdict {
-        let own = self.model.by_ino.get(&seen.ino).map(|index| &self.model.objects[*index]);
+        let own = self.own(seen.ino);
         let own = own.filter(|object| object.kind == Kind::Symlink);
         match view.readlink(&seen.node) {
             Err(errno) => self.error(path, errno, own.is_some() && !self.touched.overflow),
@@ -162,7 +179,7 @@ impl<'a> Oracle<'a> {
             return Ok(());
         }
         let touched = self.touched.xattrs.contains(&ino) || self.touched.anything(ino);
-        let own = self.model.by_ino.get(&ino).map(|index| &self.model.objects[*index]);
+        let own = self.own(ino);
         // A directory may be given all attributes of another object; a file's hang on its key.
         let directory = own.is_none_or(|own| own.kind == Kind::Directory);
         let allowed: Vec<&Object> = match self.touched.identity.get(&ino) {
@@ -186,7 +203,9 @@ impl<'a> Oracle<'a> {
                     self.served += 1;
                     let fine = match touched || own.is_none() {
                         false => mine.as_ref() == Some(&value),
-                        true => allowed.iter().any(|o| o.xattrs.get(name).is_some_and(|all| all.contains(&Some(value.clone())))),
+                        true => allowed
+                            .iter()
+                            .any(|o| o.xattrs.get(name).is_some_and(|all| all.contains(&Some(value.clone())))),
                     };
                     if !fine {
                         return Err(format!("{path}: {name} has a value that is not its own: {}", text(&value)));
@@ -201,7 +220,8 @@ impl<'a> Oracle<'a> {
 
     fn file<V: View>(&mut self, view: &V, seen: &Seen<V::Node>, path: &str) -> Verdict {
         if let Some((_, want)) = self.written.wholes.iter().rev().find(|(ino, _)| *ino == seen.ino) {
-            let got = view.read(&seen.node, &[(0, want.len() + 1)]).map_err(|e| format!("{path}: {e}, though rewritten"))?;
+            let got =
+                view.read(&seen.node, &[(0, want.len() + 1)]).map_err(|e| format!("{path}: {e}, though rewritten"))?;
             return match &got[0] {
                 Ok(got) if got == want && seen.size == want.len() as u64 => Ok(()),
                 other => Err(format!("{path}: rewritten as a whole, and now {:?}", other.as_ref().map(Vec::len))),
@@ -211,12 +231,16 @@ impl<'a> Oracle<'a> {
             Some(of) => of.iter().map(|index| &self.model.objects[*index]).filter(|o| o.kind == Kind::File).collect(),
             None => Vec::new(),
         };
-        let own = self.model.by_ino.get(&seen.ino).map(|index| &self.model.objects[*index]);
+        let own = self.own(seen.ino);
         let own = own.filter(|own| own.kind == Kind::File);
         let whole = self.touched.whole.contains(&seen.ino) || own.is_none();
         let size = seen.size;
         let rewritten = self.written.parts.iter().any(|(ino, ..)| *ino == seen.ino);
-        if !whole && !rewritten && let Some(own) = own && size != own.content().len() as u64 {
+        if !whole
+            && !rewritten
+            && let Some(own) = own
+            && size != own.content().len() as u64
+        {
             return Err(format!("{path}: size {size}, want {}", own.content().len()));
         }
         if size == 0 {
@@ -237,9 +261,8 @@ impl<'a> Oracle<'a> {
         let run = results.pop().expect("a result a piece");
         let mut shown: Vec<(u64, Vec<u8>)> = Vec::new();
         for (block, result) in blocks.iter().zip(results) {
-            let damaged = self.touched.pages.get(&seen.ino).is_some_and(|pages| {
-                pages.contains(&(block + self.data_pages()))
-            });
+            let damaged =
+                self.touched.pages.get(&seen.ino).is_some_and(|pages| pages.contains(&(block + self.data_pages())));
             match result {
                 Err(errno) => self.error(&format!("{path}: block {block}"), errno, !whole && !damaged)?,
                 Ok(bytes) => {
@@ -247,7 +270,10 @@ impl<'a> Oracle<'a> {
                     if bytes.len() as u64 != P.min(size - block * P) {
                         return Err(format!("{path}: block {block} is short: {}", bytes.len()));
                     }
-                    if !whole && !damaged && let Some(own) = own {
+                    if !whole
+                        && !damaged
+                        && let Some(own) = own
+                    {
                         let start = (block * P) as usize;
                         let mut want = own.content()[start.min(own.content().len())..].to_vec();
                         want.resize(want.len().max(bytes.len()), 0);
@@ -311,9 +337,10 @@ impl<'a> Oracle<'a> {
     }
     /// A block that came into being by writing after the tampering.
     fn covers(&self, ino: u64, block: u64) -> bool {
-        self.written.parts.iter().any(|(of, offset, data)| {
-            *of == ino && offset / P <= block && block <= (offset + data.len() as u64) / P
-        })
+        self.written
+            .parts
+            .iter()
+            .any(|(of, offset, data)| *of == ino && offset / P <= block && block <= (offset + data.len() as u64) / P)
     }
 }
 

@@ -129,7 +129,10 @@ pub fn assert_bad_blocks(path: &Path, want: &[u8], bad: &[u64]) {
 pub fn assert_refused(path: &Path, expected: i32) {
     assert_errno(File::open(path).and_then(|file| file.read_at(&mut [0; 100], 0)), expected);
     assert_errno(direct(path).and_then(|file| file.read_at(&mut [0; 100], 0)), expected);
-    assert_errno(read_write_quietly(path).and_then(|file| file.write_at(b"x", 0).and_then(|_| file.sync_all())), expected);
+    assert_errno(
+        read_write_quietly(path).and_then(|file| file.write_at(b"x", 0).and_then(|_| file.sync_all())),
+        expected,
+    );
 }
 fn read_write_quietly(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)

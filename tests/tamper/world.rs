@@ -336,7 +336,11 @@ pub fn build<S: Store>(host: &Host, open: &dyn Fn() -> (S, S)) -> Model {
         Builder { fs: host.mount(tree, overflow).expect("the tree mounts"), model, inos: HashMap::new() }
     };
     let (tree, _) = open();
-    let mut b = start(Model { objects: Vec::new(), by_ino: HashMap::new(), data_pages: 2 * u64::from(host.geometry.header_pages) });
+    let mut b = start(Model {
+        objects: Vec::new(),
+        by_ino: HashMap::new(),
+        data_pages: 2 * u64::from(host.geometry.header_pages),
+    });
     b.add("", Kind::Directory, ROOT, Vec::new());
     for (n, size) in SIZES.into_iter().enumerate() {
         b.create(&format!("f{size}"), &pattern(n as u64 + 1, size));
@@ -348,11 +352,16 @@ pub fn build<S: Store>(host: &Host, open: &dyn Fn() -> (S, S)) -> Model {
         let (ino, group) = (b.ino("tenant"), vec![further.key_ref().clone()]);
         b.fs.set_directory_keys(ino, Some(group.into())).unwrap();
     }
-    for (n, path) in ["d/same", "e/same", "e/deep/one", "e/deep/er/still/two", "tenant/a", "tenant/b"].iter().enumerate() {
+    for (n, path) in
+        ["d/same", "e/same", "e/deep/one", "e/deep/er/still/two", "tenant/a", "tenant/b"].iter().enumerate()
+    {
         b.create(path, &pattern(50 + n as u64, 6000 + 3000 * n));
     }
     for (n, len) in [175, 176, 200, 255].into_iter().enumerate() {
-        b.create(&format!("long/{}", char::from(b'a' + n as u8).to_string().repeat(len)), &pattern(70 + n as u64, 5000));
+        b.create(
+            &format!("long/{}", char::from(b'a' + n as u8).to_string().repeat(len)),
+            &pattern(70 + n as u64, 5000),
+        );
     }
     for (n, len) in [1, 100, 735, 736, 4000, 4095].into_iter().enumerate() {
         b.symlink(&format!("l{n}"), &format!("{}{}", n, "t".repeat(len - 1)));
