@@ -157,13 +157,10 @@ pub fn ask(entry: &MountEntry, request: &Request) -> Result<Value, MountError> {
         }
         _ => MountError::Mountpoint(format!("{at}: asking its process failed: {e}")),
     };
-    let asked = encode(request)
-        .map_err(io::Error::from)
-        .and_then(|mut line| {
-            line.push(b'
-');
-            stream.write_all(&line)
-        });
+    let asked = encode(request).map_err(io::Error::from).and_then(|mut line| {
+        line.push(b'\n');
+        stream.write_all(&line)
+    });
     // Who may not ask is told so without being listened to.
     let line = match (read_line(&mut stream, ANSWER_MAX, patience), asked) {
         (Ok(line), _) => line,
