@@ -144,13 +144,17 @@ mod tests {
     struct Panicky;
 
     impl Filesystem for Panicky {
-        fn getattr(&self, _request: &Request, _ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-            reply.attr(&Duration::ZERO, &ATTR);
+        fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+            reply.attr(&Duration::ZERO, &FileAttr { ino, ..ATTR });
         }
         fn lookup(&self, _request: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
             match name.to_str() {
                 Some("panic") => panic!("made on purpose"),
-                Some("good") => reply.entry(&Duration::ZERO, &ATTR, Generation(0)),
+                // A child is never the root itself: the kernel refuses that.
+                Some("good") => {
+                    let attr = FileAttr { ino: INodeNo(2), ..ATTR };
+                    reply.entry(&Duration::ZERO, &attr, Generation(0))
+                }
                 _ => reply.error(fuser::Errno::ENOENT),
             }
         }
