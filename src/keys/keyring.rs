@@ -9,7 +9,6 @@ use std::{
 };
 
 use data_encoding::HEXLOWER;
-use parking_lot::{Mutex, RwLock};
 
 use super::{
     EncryptionContext, KeyError, KeyRef,
@@ -24,6 +23,7 @@ use crate::format::{
     header::{CmkSlot, FileHeader, SUITE_AES256_GCM, Unverified, WrappedDek},
     volume::{BranchRecord, KeyMode, key_commitment},
 };
+use crate::sync::{Mutex, RwLock};
 
 pub use super::cache::KeySource;
 
