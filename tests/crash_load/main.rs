@@ -82,7 +82,10 @@ fn check(directory: &Path, state: &Path, log: &Path, seed: u64) -> io::Result<(v
         let path = load::worker_directory(directory, worker);
         let known = state::load(state, worker)?;
         let Some(last) = acknowledged.get(&worker).copied().or_else(|| known.as_ref().map(|_| 0)) else {
-            // Its directory may or may not have come into being, but holds nothing that was promised.
+            // Nothing was promised: its directory may be missing, or be there again after its removal.
+            if path.exists() {
+                found.push((worker, verify::observe(&path, &mut problems)));
+            }
             continue;
         };
         operations += last;
