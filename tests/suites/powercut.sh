@@ -196,12 +196,12 @@ guest_cut() { # SEED
 guest_line() { grep -a '^VERIFIED' "$scratch/port"; }
 no_errors() { ! grep -a '^E ' "$scratch/port"; }
 guest_rounds() { # FS
-    local round seed word kinds=() line
+    local round seed kinds=() line before=$failed
     check "guest-$1: a disk" make_image "$1" "$scratch/image"
     check "guest-$1: a disk for what is kept" make_image ext4 "$scratch/keep"
-    ((failed == 0)) || return
+    ((failed == before)) || return
     rm -f "$acks"
-    local before=$failed words=fresh
+    local words=fresh
     for ((round = 1; round <= rounds + 1; round++)); do
         seed=$((${SEED:-1} * 100000 + round))
         ((round > rounds)) && words+=" last"
