@@ -9,7 +9,11 @@ pub mod file;
 pub mod format;
 pub mod fs;
 pub mod fuse;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keys;
 pub mod mount;
 pub mod store;
+pub mod sync;
 pub mod sys;

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms from the ground up; a room imports rooms of lower rank only. `config` serves `mount` and `cli`.
-const RANKS: [(&str, u32); 11] = [
+const RANKS: [(&str, u32); 13] = [
     ("sys", 0),
+    ("sync", 0),
     ("crypto", 1),
     ("store", 1),
     ("format", 2),
@@ -17,6 +18,7 @@ const RANKS: [(&str, u32); 11] = [
     ("config", 6),
     ("mount", 7),
     ("cli", 8),
+    ("fuzzing", 9),
 ];
 fn rank(room: &str) -> Option<u32> {
     RANKS.iter().find(|(name, _)| *name == room).map(|(_, rank)| *rank)

@@ -1,4 +1,5 @@
-//! Holds the documents to the tests and the program: every promise of doc/SEMANTICS.md names a test that exists.
+//! Holds the documents to the tests and the program: every promise of doc/SEMANTICS.md and every line of doc/RELIABILITY.md
+//! names a test that exists.
 
 use std::fs;
 use std::path::Path;
@@ -14,10 +15,10 @@ fn named_tests(text: &str) -> Vec<(String, String)> {
     tests.filter_map(|word| word.split_once("::")).map(|(file, name)| (file.to_owned(), name.to_owned())).collect()
 }
 
-#[test]
-fn every_test_that_semantics_names_exists() {
-    let tests = named_tests(&read("doc/SEMANTICS.md"));
-    assert!(tests.len() > 50, "only {} tests are named", tests.len());
+/// The tests that a document names, at least `least` of them, are there and are tests.
+fn all_exist(document: &str, least: usize) {
+    let tests = named_tests(&read(document));
+    assert!(tests.len() > least, "only {} tests are named in {document}", tests.len());
     let mut missing = Vec::new();
     for (file, name) in tests {
         let text = read(&file);
@@ -28,22 +29,41 @@ fn every_test_that_semantics_names_exists() {
             missing.push(format!("{file}::{name}"));
         }
     }
-    assert!(missing.is_empty(), "named but not there: {missing:#?}");
+    assert!(missing.is_empty(), "{document} names what is not there: {missing:#?}");
 }
 
-/// A promise without a test is a wish: each line of the tables names one.
 #[test]
-fn every_row_of_semantics_names_a_test() {
-    for line in read("doc/SEMANTICS.md").lines().filter(|line| line.starts_with("| ") && !line.starts_with("| Promise"))
-    {
+fn every_test_that_semantics_names_exists() {
+    all_exist("doc/SEMANTICS.md", 50);
+    all_exist("doc/KEYS.md", 0);
+}
+
+#[test]
+fn every_test_that_reliability_names_exists() {
+    all_exist("doc/RELIABILITY.md", 30);
+}
+
+/// A promise without a test is a wish: each line of the tables, which begin with `heading`, names one.
+fn all_rows_name_a_test(document: &str, heading: &str) {
+    for line in read(document).lines().filter(|line| line.starts_with("| ") && !line.starts_with(heading)) {
         let named = !named_tests(line).is_empty() || line.contains("`tests/suites/");
         assert!(named, "no test: {line}");
     }
 }
 
 #[test]
+fn every_row_of_semantics_names_a_test() {
+    all_rows_name_a_test("doc/SEMANTICS.md", "| Promise");
+}
+
+#[test]
+fn every_row_of_reliability_names_a_test() {
+    all_rows_name_a_test("doc/RELIABILITY.md", "| What");
+}
+
+#[test]
 fn suites_that_the_documents_name_exist() {
-    for document in ["README.md", "doc/SEMANTICS.md"] {
+    for document in ["README.md", "doc/SEMANTICS.md", "doc/RELIABILITY.md"] {
         for word in read(document).split('`').skip(1).step_by(2).filter(|word| word.starts_with("tests/suites/")) {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(word.split_whitespace().next().unwrap());
             assert!(path.exists(), "{document} names {word}");

@@ -82,13 +82,19 @@ fn render(status: &Value, colours: bool) -> String {
         _ => Vec::new(),
     };
     let uncommitted = if status["uncommitted"] == Value::Bool(true) { ", commit due" } else { "" };
-    let locked = status["memory_locked_bytes"].as_u64().unwrap_or(0);
+    let memory = &status["key_memory"];
+    let kib = memory["bytes"].as_u64().unwrap_or(0) / 1024;
+    let kind = match (&memory["hidden"], &memory["locked"]) {
+        (Value::Bool(true), _) => "locked and hidden",
+        (_, Value::Bool(true)) => "locked",
+        _ => "NOT LOCKED, may reach swap",
+    };
     for (name, value) in [
         ("encrypted in", text(status, "cipherdir")),
         ("volume", text(status, "volume_id")),
         ("process", format!("{}, up {}, {access}{uncommitted}", text(status, "pid"), time(&status["uptime_seconds"]))),
         ("options", options.join(" ")),
-        ("locked memory", format!("{} KiB", locked / 1024)),
+        ("key memory", format!("{kib} KiB, {kind}")),
     ] {
         let _ = writeln!(out, "  {name:<14}{value}");
     }
@@ -163,7 +169,7 @@ mod tests {
         let status = json!({
             "version": 1, "mountpoint": "/srv/data", "cipherdir": "/srv/cipher", "volume_id": "00ff", "pid": 4711,
             "uptime_seconds": 3723, "read_only": false, "mode": "degraded", "summary": "1 of 2 CMKs unreachable",
-            "uncommitted": true, "memory_locked_bytes": 65536, "options": { "commit": "5s", "revoke": "any" },
+            "uncommitted": true, "key_memory": { "bytes": 65536, "locked": true, "hidden": true }, "options": { "commit": "5s", "revoke": "any" },
             "cmks": [{
                 "provider": "awskms", "key": "arn:x\u{1b}[2J", "state": "unreachable", "reason": "timed out",
                 "confirmed_seconds_ago": 61.4, "next_check_in_seconds": 3.9,
@@ -179,7 +185,7 @@ mod tests {
   volume        00ff
   process       4711, up 1h 2m, read-write, commit due
   options       commit=5s revoke=any
-  locked memory 64 KiB
+  key memory    64 KiB, locked and hidden
 
 CMK awskms:arn:x\\u{1b}[2J
   state         UNREACHABLE; known to be usable 1m 1s ago, asked again in 3s

@@ -3,10 +3,10 @@
 //!
 //! Invariant: whoever writes a block to the backing file holds its stripe; stripes are taken in ascending order.
 
-use parking_lot::{Mutex, MutexGuard};
 use zeroize::Zeroizing;
 
 use crate::format::geometry::PLAIN;
+use crate::sync::{Mutex, MutexGuard};
 
 const STRIPES: usize = 8;
 

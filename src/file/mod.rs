@@ -20,10 +20,9 @@ mod write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
-
 use crate::format::block;
 use crate::format::geometry::{Geometry, Length, PAGE, PLAIN};
+use crate::format::header;
 use crate::format::small::XattrCodec;
 use crate::keys::{
     KeyError,
@@ -31,6 +30,7 @@ use crate::keys::{
     wanted::Wanted,
 };
 use crate::store::BackingFile;
+use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use edges::Edges;
 pub use group::{DirectoryGroup, Inherited};
 use ranges::BlockRanges;
@@ -124,6 +124,8 @@ pub struct EncryptedFile<F: BackingFile> {
     keep_header: AtomicBool,
     /// The keys were taken away and nobody has needed them since.
     keys_dropped: AtomicBool,
+    /// Why one header slot could not be used although the other could; until somebody asks.
+    unused_slot: Mutex<Option<FileError>>,
     /// What the first header will hang on.
     group: Arc<Inherited>,
 }
@@ -138,7 +140,7 @@ pub fn probe_size<F: BackingFile>(backing: &F, geometry: Geometry) -> std::io::R
         Ok(Length::Growing { blocks }) => {
             let mut headers = vec![0; geometry.data_start() as usize];
             backing.read_at(&mut headers, 0)?;
-            if block::is_hole(&headers) {
+            if header::was_never_durable(&headers, geometry) {
                 return Ok(0);
             }
             let mut page = [0; PAGE];
@@ -168,6 +170,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             last_says_size: AtomicBool::new(false),
             keep_header: AtomicBool::new(false),
             keys_dropped: AtomicBool::new(false),
+            unused_slot: Mutex::new(None),
             group: Arc::default(),
         }
     }
@@ -204,9 +207,15 @@ impl<F: BackingFile> EncryptedFile<F> {
         self.size.load(Ordering::Acquire)
     }
 
-    /// Authenticates the header (and the last block of a growing file); what open(2) reports.
+    /// Authenticates the header; what open(2) reports.
     pub fn authenticate(&self) -> Result<(), FileError> {
         self.loaded_state().map(drop)
+    }
+
+    /// Why one header slot was passed over when the header was read from the other, told once: it is damaged, or a crash
+    /// interrupted its writing.
+    pub fn take_unused_slot(&self) -> Option<FileError> {
+        self.unused_slot.lock().take()
     }
 
     /// The shared lock, with length and header known.

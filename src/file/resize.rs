@@ -230,6 +230,9 @@ impl<F: BackingFile> EncryptedFile<F> {
         let touches_floor = first < past && first * P < st.keys()?.header.size_floor;
         if touches_floor && st.keys()?.header.flags & FLAG_HOLES_OK == 0 {
             self.update_header_durably(st, |h| h.flags |= FLAG_HOLES_OK)?;
+        } else if touches_floor {
+            // A commit may have set the flag, and flushes no header.
+            self.settle_header(st)?;
         }
         self.edges.clear();
         let head = (offset / P, (offset % P) as usize);
@@ -247,6 +250,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             }
             let past = if keep_last { last } else { past };
             if first < past {
+                self.fix_length(st)?;
                 let from = geometry.block_offset(first);
                 st.backing.punch_hole(from, geometry.block_offset(past) - from)?;
                 self.written.lock().remove(first..past);
@@ -257,6 +261,17 @@ impl<F: BackingFile> EncryptedFile<F> {
             }
         }
         self.changed();
+        Ok(())
+    }
+
+    /// While a file grows, a crash may leave any length since the last sync. None of them may end in a block that is about
+    /// to become a hole: the size would stand nowhere.
+    fn fix_length(&self, st: &State<F>) -> Result<(), FileError> {
+        let token = self.sync_token();
+        if st.phase == Phase::Growing && self.synced.load(Ordering::Acquire) < token {
+            st.backing.sync_data()?;
+            self.synced.fetch_max(token, Ordering::AcqRel);
+        }
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use super::{EncryptedFile, FileError};
 use crate::crypto::{aead::AeadKey, file_keys::FileKeys, random};
 use crate::format::block;
 use crate::format::geometry::{Length, PAGE, PLAIN, blocks_for};
-use crate::format::header::{FLAG_HOLES_OK, FLAG_SEALED, FileHeader, HeaderError, Unverified};
+use crate::format::header::{self, FLAG_HOLES_OK, FLAG_SEALED, FileHeader, HeaderError, Unverified};
 use crate::keys::KeyError;
 use crate::keys::keyring::{KeySource, OpenKeys};
 use crate::store::BackingFile;
@@ -48,6 +48,8 @@ pub(super) struct State<F> {
     pub loaded: bool,
     pub phase: Phase,
     pub open: Option<OpenHeader>,
+    /// No older header that a crash could bring back lacks a flag of this one.
+    pub header_settled: bool,
     /// Every version of the last block that a crash could leave says the quiet size (rule 3).
     pub tail_agrees: bool,
     /// The last block is zero past the size and nothing stands under the tail (rules 4 and 5).
@@ -76,6 +78,7 @@ impl<F> State<F> {
             loaded: false,
             phase: Phase::Empty,
             open: None,
+            header_settled: false,
             tail_agrees: false,
             tail_settled: false,
             resized: false,
@@ -130,7 +133,7 @@ impl<F: BackingFile> EncryptedFile<F> {
         let (phase, size) = match length {
             Length::Empty { .. } => (Phase::Empty, 0),
             Length::Quiet { size } => (Phase::Quiet, size),
-            Length::Growing { blocks } => (Phase::Growing, self.growing_size(&st.backing, &open, blocks)?),
+            Length::Growing { blocks } => (Phase::Growing, self.growing_size(&st.backing, blocks)?),
         };
         self.expect_size(size)?;
         if size > 0 && open.header.size_floor > size {
@@ -140,7 +143,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             return Err(FileError::Corrupt { code: "sealed-size", block: None });
         }
         st.floor_known = size == 0 || open.header.size_floor == size;
-        (st.phase, st.open) = (phase, Some(open));
+        (st.phase, st.open, st.header_settled) = (phase, Some(open), false);
         (st.tail_agrees, st.tail_settled, st.resized) = (false, false, false);
         self.last_says_size.store(false, Ordering::Release);
         if let Length::Growing { blocks } = length
@@ -158,20 +161,13 @@ impl<F: BackingFile> EncryptedFile<F> {
         if self.size() == size { Ok(()) } else { Err(FileError::Corrupt { code: "size-mismatch", block: None }) }
     }
 
-    /// Size of a growing file, its last block authenticated.
-    fn growing_size(&self, backing: &F, open: &OpenHeader, blocks: u64) -> Result<u64, FileError> {
+    /// Size of a growing file, from the clear bytes of its last block. Whoever reads that block authenticates them: one that
+    /// is torn or forged costs itself and nothing else.
+    fn growing_size(&self, backing: &F, blocks: u64) -> Result<u64, FileError> {
         let last = blocks - 1;
         let mut page = [0; PAGE];
         backing.read_at(&mut page, self.context.geometry.block_offset(last))?;
-        let valid = match block::peek(&page) {
-            None => 0,
-            Some(peek) => {
-                let mut plain = [0; PLAIN];
-                block::open(&open.keys.block_key(peek.key_salt), last, &page, &mut plain)
-                    .map_err(|_| FileError::Corrupt { code: "block-auth", block: Some(last) })?
-            }
-        };
-        Ok(last * PLAIN as u64 + u64::from(valid))
+        Ok(last * PLAIN as u64 + block::peek(&page).map_or(0, |peek| u64::from(peek.valid_len)))
     }
 
     /// Brings a file that a crash left growing back to the invariant of `Phase::Growing`.
@@ -182,25 +178,38 @@ impl<F: BackingFile> EncryptedFile<F> {
             return Ok(());
         }
         // The last page was never written: the block before it becomes the last one and has to say so first.
+        let geometry = self.context.geometry;
         if size > 0 {
-            self.rewrite_last(st, size, size)?;
-            st.backing.sync_data()?;
-            st.backing.set_len(self.context.geometry.growing_len(blocks_for(size)))?;
+            match self.rewrite_last(st, size, size) {
+                Ok(()) => {
+                    st.backing.sync_data()?;
+                    st.backing.set_len(geometry.growing_len(blocks_for(size)))?;
+                }
+                // It is damaged and cannot say so: the length will.
+                Err(FileError::Corrupt { .. }) => {
+                    st.backing.sync_data()?;
+                    st.backing.set_len(geometry.quiet_len(size))?;
+                    st.phase = Phase::Quiet;
+                }
+                Err(e) => return Err(e),
+            }
         } else {
-            st.backing.set_len(self.context.geometry.data_start())?;
+            st.backing.set_len(geometry.data_start())?;
             st.phase = Phase::Empty;
         }
         Ok(())
     }
 
-    /// The newest slot that parses, whose keys can be had and which verifies. `Empty` only if both slots are.
+    /// The newest slot that parses, whose keys can be had and which verifies. `Empty` only where none was ever durable.
     fn read_header(&self, backing: &F) -> Result<OpenHeader, FileError> {
         let geometry = self.context.geometry;
         let slot_len = geometry.slot_len();
         let mut bytes = vec![0; 2 * slot_len];
         backing.read_at(&mut bytes, 0)?;
+        if header::was_never_durable(&bytes, geometry) {
+            return Err(FileError::Header(HeaderError::Empty));
+        }
         let mut failure = None;
-        let mut empty = 0;
         let mut found = Vec::with_capacity(2);
         for (slot, bytes) in (0u8..).zip(bytes.chunks_exact(slot_len)) {
             match Unverified::parse(bytes, geometry) {
@@ -208,12 +217,9 @@ impl<F: BackingFile> EncryptedFile<F> {
                     failure = Some(FileError::Header(HeaderError::Origin));
                 }
                 Ok(unverified) => found.push((slot, unverified)),
-                Err(HeaderError::Empty) => empty += 1,
+                Err(HeaderError::Empty) => {}
                 Err(e) => failure = Some(FileError::Header(e)),
             }
-        }
-        if empty == 2 {
-            return Err(FileError::Header(HeaderError::Empty));
         }
         found.sort_by_key(|(_, u)| std::cmp::Reverse(u.claims().generation));
         for (slot, unverified) in found {
@@ -227,7 +233,10 @@ impl<F: BackingFile> EncryptedFile<F> {
                 }
             };
             match unverified.verify(&keys, self.context.keyring.origin()) {
-                Ok(header) => return Ok(OpenHeader { header, slot, keys, source }),
+                Ok(header) => {
+                    *self.unused_slot.lock() = failure;
+                    return Ok(OpenHeader { header, slot, keys, source });
+                }
                 Err(e) => failure = Some(FileError::Header(e)),
             }
         }
@@ -244,7 +253,7 @@ impl<F: BackingFile> EncryptedFile<F> {
             let _ = st.backing.set_len(0);
             return Err(e);
         }
-        st.open = Some(open);
+        (st.open, st.header_settled) = (Some(open), true);
         st.floor_known = true;
         self.header_written();
         Ok(())
@@ -278,19 +287,37 @@ impl<F: BackingFile> EncryptedFile<F> {
         }
         if done.is_err() {
             (open.header, open.slot) = (before, slot);
+            // It may stand in the file all the same: nobody may find it there before a sync.
+            self.changed();
         }
         st.open = Some(open);
+        st.header_settled = several_pages && done.is_ok();
         done
     }
 
-    /// Like `update_header`, durable before it returns.
+    /// Like `update_header`, durable before it returns. Where that fails, the next attempt starts from the header before.
     pub(super) fn update_header_durably(
         &self,
         st: &mut State<F>,
         change: impl FnOnce(&mut FileHeader),
     ) -> Result<(), FileError> {
+        let before = st.open.as_ref().map(|open| open.header.clone());
         self.update_header(st, change)?;
-        Ok(st.backing.sync_data()?)
+        let settled = self.settle_header(st);
+        if let (Err(_), Some(open), Some(before)) = (&settled, &mut st.open, before) {
+            open.header = before;
+            self.changed();
+        }
+        settled
+    }
+
+    /// Makes the header durable as it is, unless it is known to be.
+    pub(super) fn settle_header(&self, st: &mut State<F>) -> Result<(), FileError> {
+        if !st.header_settled {
+            st.backing.sync_data()?;
+            st.header_settled = true;
+        }
+        Ok(())
     }
 
     /// Reads one block for rewriting. The caller excludes other writers of the block.

@@ -17,6 +17,9 @@ use crate::keys::test_cmk::TestCmk;
 use crate::store::memory::MemoryStore;
 use crate::store::{Access, Creator, Place, Store};
 
+#[cfg(feature = "shuttle")]
+mod model;
+
 type MemoryFile = <MemoryStore as Store>::File;
 const P: u64 = PLAIN as u64;
 
@@ -412,7 +415,12 @@ fn tamper_09_a_growing_file_has_the_size_of_its_last_block_and_a_forged_one_is_a
     let mut page = bench.page(1);
     page[32..34].copy_from_slice(&50u16.to_le_bytes());
     bench.put_page(1, &page);
-    assert_eq!(code(bench.open().authenticate().unwrap_err()), ("block-auth", Some(1)));
+    let file = bench.open();
+    assert_eq!(code(read_all(&file).unwrap_err()), ("block-auth", Some(1)));
+    assert_eq!(code(file.write(P + 50, b"more").unwrap_err()), ("block-auth", Some(1)));
+    let mut rest = [0; PLAIN];
+    file.read(0, &mut rest).unwrap();
+    assert_eq!(rest, pattern(PLAIN + 100, 3)[..PLAIN]);
 }
 
 #[test]
@@ -672,3 +680,5 @@ fn a_long_header_raises_its_floor_in_the_other_slot() {
     bench.raw().set_len(bench.context.geometry.quiet_len(10)).unwrap();
     assert_eq!(code(bench.open().authenticate().unwrap_err()).0, "truncated-below-floor");
 }
+
+mod leftovers;

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
-
 use super::edges::EdgeGuard;
 use super::pages::{MAX_RUN, body, with_pages};
 use super::state::{OpenHeader, Phase, State, open_page};
@@ -12,6 +10,7 @@ use crate::crypto::random;
 use crate::format::block;
 use crate::format::geometry::{BLOCK_HEADER, PAGE, PLAIN, blocks_for, locate};
 use crate::store::BackingFile;
+use crate::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 const P: u64 = PLAIN as u64;
 

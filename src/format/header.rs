@@ -218,6 +218,17 @@ pub fn claimed_pages(first_page: &[u8]) -> Option<u32> {
     Some(u32_at(first_page, HEADER_PAGES)).filter(|pages| (1..=MAX_HEADER_PAGES).contains(pages))
 }
 
+/// Whether a file's header area (slots A and B) holds no header that was ever made durable: it is all zero, or slot B is and
+/// of slot A, longer than a page, a page never reached the disk. Says nothing where slot A is damaged otherwise.
+pub fn was_never_durable(area: &[u8], geometry: Geometry) -> bool {
+    let Some((a, b)) = area.split_at_checked(geometry.slot_len()) else { return false };
+    let torn = || {
+        let broken = matches!(Unverified::parse(a, geometry), Err(HeaderError::Magic | HeaderError::Checksum));
+        broken && a.chunks(PAGE).any(is_hole)
+    };
+    is_hole(b) && (is_hole(a) || torn())
+}
+
 /// A slot that parsed and whose CRC holds; nothing in it is authentic yet.
 pub struct Unverified {
     header: FileHeader,

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Condvar;
 
 use super::nodes::{Content, Node};
 use super::{Fs, FsError, Ino, Result};
 use crate::file::{Commit, FileError};
 use crate::keys::keyring::KeySource;
 use crate::store::{Place, Store};
+use crate::sync::Mutex;
 
 /// More files than this are made durable by one sync of the whole store.
 const SINGLE_SYNCS: usize = 16;
@@ -23,7 +24,7 @@ pub(super) struct DirtySet<S: Store> {
     lingering: AtomicUsize,
     /// Most descriptors that closed files may keep.
     limit: usize,
-    requested: Mutex<bool>,
+    requested: parking_lot::Mutex<bool>,
     wake: Condvar,
 }
 
@@ -33,7 +34,7 @@ impl<S: Store> DirtySet<S> {
             set: Mutex::new(HashMap::new()),
             lingering: AtomicUsize::new(0),
             limit,
-            requested: Mutex::new(false),
+            requested: parking_lot::Mutex::new(false),
             wake: Condvar::new(),
         }
     }
@@ -47,7 +48,9 @@ impl<S: Store> DirtySet<S> {
 
     fn take(&self) -> Vec<Arc<Node<S>>> {
         let mut set = self.set.lock();
-        let nodes: Vec<_> = std::mem::take(&mut *set).into_values().collect();
+        let mut nodes: Vec<_> = std::mem::take(&mut *set).into_values().collect();
+        // One order for one set of files, so that a run of tests can be repeated exactly.
+        nodes.sort_unstable_by_key(|node| node.ino);
         for node in &nodes {
             node.dirty.store(false, Ordering::Release);
         }

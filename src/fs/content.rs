@@ -117,6 +117,10 @@ impl<S: Store> Fs<S> {
                 _ => Ok(()),
             })
         };
+        if let Some(why) = content.take_unused_slot() {
+            let detail = format!("one of its two header slots cannot be used ({why}); it is served from the other");
+            self.reports.error("header-slot", &self.backing_path(&node), &detail);
+        }
         if ready.is_err() {
             self.let_go(&node);
         }

@@ -278,6 +278,11 @@ impl<S: Store> Fs<S> {
             Ok((st, file)) if self.is_node(node, &st) => Ok(file),
             // Something else stands there now: a link, a device, another file.
             Ok(_) | Err(FsError::Errno(libc::ELOOP)) => Err(self.damaged(node, "entry-replaced")),
+            // The store's word for what is no file, or a failing device.
+            Err(e @ FsError::Errno(libc::EIO)) => {
+                self.stat_node(node)?;
+                Err(self.noted(node, e))
+            }
             Err(e) => Err(e),
         }
     }

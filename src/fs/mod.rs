@@ -31,7 +31,7 @@ mod xattr;
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, ReentrantMutex};
+use parking_lot::ReentrantMutex;
 
 use crate::crypto::random;
 use crate::file::FileContext;
@@ -39,6 +39,7 @@ use crate::format::dir_id::{DirRecord, NO_PARENT};
 use crate::format::names::{DIR_ID_NAME, NameCodec};
 use crate::format::volume::VolumeKeys;
 use crate::store::{Creator, Kind, Place, SetTime, Stat, Store};
+use crate::sync::Mutex;
 use commit::DirtySet;
 pub use errno::FsError;
 use handles::HandleCache;
@@ -133,7 +134,9 @@ pub struct Fs<S: Store> {
 const DIRECTORY_SHARE: usize = 4;
 
 impl<S: Store> Fs<S> {
-    /// `store`: rooted at the tree directory; `overflow`: at the overflow directory. Checks the root's directory id.
+    /// `store`: rooted at the tree directory; `overflow`: at the overflow directory. Checks the root's directory id, and makes
+    /// the store durable as it is: a daemon that was killed may have left what it wrote in the page cache only, and what is
+    /// found in a file counts as durable.
     pub fn new(store: S, overflow: S, config: FsConfig) -> Result<Self> {
         let root = store.stat(Place::Pinned(store.root()))?;
         if root.kind != Kind::Directory {
@@ -156,6 +159,9 @@ impl<S: Store> Fs<S> {
             reports: Reports::new(),
         };
         fs.dir(ROOT)?;
+        if !fs.config.read_only {
+            fs.store.sync_fs()?;
+        }
         Ok(fs)
     }
 

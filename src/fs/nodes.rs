@@ -7,15 +7,14 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
-use parking_lot::{Mutex, RwLock};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::{FsError, Ino, ROOT, Result};
 use crate::file::{DirectoryGroup, EncryptedFile, Inherited};
 use crate::format::{DirId, KeyGroup};
 use crate::keys::keyring::KeySource;
 use crate::store::{Kind, Store};
+use crate::sync::{AtomicBool, Mutex, RwLock};
 
 /// One name of a node: where it stands in the backing tree.
 #[derive(Debug, Clone, PartialEq, Eq)]

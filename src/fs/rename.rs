@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::RwLockWriteGuard;
-
 use super::handles::OWNER_ALL;
 use super::names::Dir;
 use super::nodes::Node;
@@ -11,6 +9,7 @@ use super::unlink::Victim;
 use super::{Fs, FsError, Ino, Result};
 use crate::format::names::Encoded;
 use crate::store::{Creator, Kind, Place, RenameMode, Stat, Store};
+use crate::sync::RwLockWriteGuard;
 
 /// One side of a rename.
 struct Side<'a, S: Store> {

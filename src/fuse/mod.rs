@@ -3,6 +3,7 @@
 mod convert;
 mod core;
 pub mod session;
+mod shield;
 mod waiting;
 mod workers;
 

@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 
+use super::shield::Shielded;
 use super::{Adapter, Behaviour};
 use crate::fs::{Fs, Ino};
 use crate::store::Store;
@@ -46,7 +47,7 @@ pub fn serve<S: Store>(fs: Arc<Fs<S>>, behaviour: Behaviour, device: OwnedFd, lo
     config.clone_fd = loops.own_queues;
     // The kernel lets in whom the mount allows. A second check in fuser would refuse the kernel's own threads, which
     // write back sizes and times as root.
-    let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
+    let session = Session::from_fd(Shielded(adapter), device, SessionACL::All, config)?;
     // Nobody else sets it.
     let _ = notifier.set(session.notifier());
     let page_cache = PageCache(session.notifier());

@@ -9,6 +9,7 @@ use fuser::{Errno, FileHandle, FopenFlags, INodeNo, Notifier, ReplyEmpty, ReplyL
 use parking_lot::Mutex;
 
 use super::convert;
+use super::shield::contained;
 use crate::file::Seek;
 use crate::fs::{Fs, Ino};
 use crate::store::Store;
@@ -40,7 +41,7 @@ impl Workers {
                 loop {
                     let task = tasks.lock().recv();
                     match task {
-                        Ok(task) => run(&fs, &notifier, flush_before_seek, task),
+                        Ok(task) => contained("in a worker", || run(&fs, &notifier, flush_before_seek, task)),
                         Err(_) => return,
                     }
                 }

@@ -10,11 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
-
 use super::KeyError;
 use crate::crypto::secret::Secret32;
 use crate::format::header::CmkSlot;
+use crate::sync::{Condvar, Mutex};
 
 /// A failed call answers for this long for those who ask again for the same blob.
 const FAILURE_HOLDS: Duration = Duration::from_secs(1);
@@ -231,6 +230,8 @@ impl<T: Clone> Flight<T> {
     }
 }
 
+#[cfg(all(test, feature = "shuttle"))]
+mod model;
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,6 @@ use std::{
 };
 
 use data_encoding::HEXLOWER;
-use parking_lot::{Mutex, RwLock};
 
 use super::{
     EncryptionContext, KeyError, KeyRef,
@@ -24,6 +23,7 @@ use crate::format::{
     header::{CmkSlot, FileHeader, SUITE_AES256_GCM, Unverified, WrappedDek},
     volume::{BranchRecord, KeyMode, key_commitment},
 };
+use crate::sync::{Mutex, RwLock};
 
 pub use super::cache::KeySource;
 
@@ -252,10 +252,17 @@ impl Keyring {
     pub fn ready(&self, group: &KeyGroup) -> Result<(), KeyError> {
         let members = self.members(group)?;
         self.permitted(&members)?;
-        if all_local(&members) {
-            return members.iter().find_map(|(_, cmk)| cmk.loss()).map_or(Ok(()), Err);
-        }
         match self.policy.mode {
+            // Each has to wrap the key of each file.
+            KeyMode::PerFile if all_local(&members) => {
+                let mut needed = members.iter().filter(|(_, cmk)| !cmk.is_optional());
+                needed.find_map(|(_, cmk)| cmk.loss()).map_or(Ok(()), Err)
+            }
+            // A branch that is there goes on through any of them.
+            KeyMode::Branch if all_local(&members) => match members.iter().map(|(_, cmk)| cmk.loss()).collect() {
+                Some(losses) => Vec::<KeyError>::into_iter(losses).next().map_or(Ok(()), Err),
+                None => Ok(()),
+            },
             KeyMode::PerFile if self.fresh.lock().iter().any(|fresh| fresh.group == *group) => Ok(()),
             KeyMode::PerFile => Err(self.lacking_file_key(group)),
             KeyMode::Branch => self.branch_is_there(group),

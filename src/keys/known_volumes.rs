@@ -107,9 +107,13 @@ impl KnownVolumes {
         if !change(&mut volumes) {
             return Ok(());
         }
+        protected::replace(&self.file, &self.encode(&volumes)?)
+    }
+
+    pub(crate) fn encode(&self, volumes: &[KnownVolume]) -> Result<Vec<u8>, KeyError> {
         let document = FileOut { version: FORMAT_VERSION, volume: volumes.iter().map(RecordOut::from).collect() };
         let text = toml::to_string(&document).map_err(|e| self.malformed(None, &e.to_string()))?;
-        protected::replace(&self.file, format!("{PREAMBLE}{text}").as_bytes())
+        Ok(format!("{PREAMBLE}{text}").into_bytes())
     }
 
     /// Held until dropped. A file of its own: the records themselves are replaced, and NFS locks no directories.
@@ -140,9 +144,13 @@ impl KnownVolumes {
             Err(KeyError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(e),
         };
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|e| self.malformed(Some(line_of(&bytes, e.valid_up_to())), "not UTF-8"))?;
-        let line = |span: std::ops::Range<usize>| Some(line_of(&bytes, span.start));
+        self.parse(&bytes)
+    }
+
+    pub(crate) fn parse(&self, bytes: &[u8]) -> Result<Vec<KnownVolume>, KeyError> {
+        let text = std::str::from_utf8(bytes)
+            .map_err(|e| self.malformed(Some(line_of(bytes, e.valid_up_to())), "not UTF-8"))?;
+        let line = |span: std::ops::Range<usize>| Some(line_of(bytes, span.start));
         let file: FileIn = toml::from_str(text).map_err(|e| self.malformed(e.span().and_then(line), e.message()))?;
         if *file.version.get_ref() != FORMAT_VERSION {
             let why = format!("version {}, this program knows {FORMAT_VERSION}", file.version.get_ref());

@@ -66,6 +66,8 @@ impl TestCmk {
     fn called(&self, counter: &AtomicUsize, context: &EncryptionContext) -> Result<(), KeyError> {
         counter.fetch_add(1, Ordering::SeqCst);
         self.contexts.lock().push(context.clone());
+        #[cfg(feature = "shuttle")]
+        shuttle::thread::yield_now();
         std::thread::sleep(self.pause);
         let key = self.key_ref.to_string();
         match *self.mood.lock() {

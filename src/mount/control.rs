@@ -157,15 +157,34 @@ pub fn ask(entry: &MountEntry, request: &Request) -> Result<Value, MountError> {
         }
         _ => MountError::Mountpoint(format!("{at}: asking its process failed: {e}")),
     };
-    write_line(&mut stream, &Question { version: VERSION, request: request.clone() }).map_err(failed)?;
-    let line = read_line(&mut stream, ANSWER_MAX, patience).map_err(failed)?;
-    match serde_json::from_slice(&line) {
-        Ok(Answer { outcome: Outcome::Ok(value), .. }) => Ok(value),
-        Ok(Answer { outcome: Outcome::Error { kind, message }, .. }) => Err(as_error(kind, message)),
-        Err(e) => Err(MountError::Mountpoint(format!(
+    let asked = encode(request).map_err(io::Error::from).and_then(|mut line| {
+        line.push(b'\n');
+        stream.write_all(&line)
+    });
+    // Who may not ask is told so without being listened to.
+    let line = match (read_line(&mut stream, ANSWER_MAX, patience), asked) {
+        (Ok(line), _) => line,
+        (Err(_), Err(e)) | (Err(e), Ok(())) => return Err(failed(e)),
+    };
+    understand(&line).unwrap_or_else(|e| {
+        Err(MountError::Mountpoint(format!(
             "{at}: its answer is not understood ({e}): is this program of the same version as the mount's?"
-        ))),
-    }
+        )))
+    })
+}
+
+/// What an answer says; the outer error where it is none.
+pub(crate) fn understand(line: &[u8]) -> serde_json::Result<Result<Value, MountError>> {
+    let Answer { outcome, .. } = serde_json::from_slice(line)?;
+    Ok(match outcome {
+        Outcome::Ok(value) => Ok(value),
+        Outcome::Error { kind, message } => Err(as_error(kind, message)),
+    })
+}
+
+/// A request's line, without its newline.
+pub(crate) fn encode(request: &Request) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&Question { version: VERSION, request: request.clone() })
 }
 
 fn write_line(to: &mut UnixStream, value: &impl Serialize) -> io::Result<()> {
@@ -314,7 +333,7 @@ fn serve(mut stream: UnixStream, mounted: &Arc<Mounted>) {
     }
 }
 
-fn parse(line: &[u8]) -> Result<Request, MountError> {
+pub(crate) fn parse(line: &[u8]) -> Result<Request, MountError> {
     #[derive(Deserialize)]
     struct Spoken {
         version: u32,

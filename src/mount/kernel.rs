@@ -248,7 +248,7 @@ pub fn mount_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     Ok(mounts()?.into_iter().rfind(|m| m.mountpoint == mountpoint))
 }
 
-fn parse_mountinfo(line: &[u8]) -> Option<MountEntry> {
+pub(crate) fn parse_mountinfo(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|b| *b == b' ');
     let (major, minor) = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
     let device = (major.parse().ok()?, minor.parse().ok()?);

@@ -27,8 +27,9 @@ use crate::store::disk::DiskStore;
 /// Only a backing store that hangs needs so long.
 const SAVE: Duration = Duration::from_secs(30);
 const DROP: Duration = Duration::from_secs(30);
-/// Threads that a hanging store may keep.
-const HANGING_MAX: usize = 8;
+/// Threads of either kind that a hanging store may keep.
+const SAVES_MAX: usize = 2;
+const DROPS_MAX: usize = 8;
 
 /// A mount and all that it is made of.
 pub struct Mounted {
@@ -45,7 +46,25 @@ pub struct Mounted {
     /// `None` where the mount is read-only.
     pub volume_file: Option<VolumeFile>,
     pub since: (Instant, SystemTime),
-    pub hanging: Arc<AtomicUsize>,
+    pub hanging: Hanging,
+}
+
+/// Threads that save or drop at the moment, or that a hanging store keeps.
+#[derive(Default)]
+pub struct Hanging {
+    saves: Arc<AtomicUsize>,
+    drops: Arc<AtomicUsize>,
+}
+
+/// What came of something that was not waited for without end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropping {
+    /// So many files had keys.
+    Done(usize),
+    /// It goes on.
+    Hangs,
+    /// It has to be tried again.
+    NotBegun,
 }
 
 /// What `forget-keys` did.
@@ -93,7 +112,7 @@ impl Mounted {
 
     /// `save` without keeping the mount busy for longer than that, and given up after a while.
     pub fn save_now(self: &Arc<Self>) -> Result<(), String> {
-        let saved = self.within("save", SAVE, |mounted| {
+        let saved = self.within("save", SAVE, (&self.hanging.saves, SAVES_MAX), |mounted| {
             let root = if mounted.options.read_only { None } else { mounted.root() };
             let saved = mounted.save(root.as_ref());
             if root.is_none() && !mounted.options.read_only {
@@ -102,13 +121,17 @@ impl Mounted {
             }
             saved
         });
-        saved.unwrap_or_else(|| Err(format!("not done after {} seconds: the storage below hangs", SAVE.as_secs())))
+        match saved {
+            Some(Some(saved)) => saved,
+            Some(None) => Err(format!("not done after {} seconds: the storage below hangs", SAVE.as_secs())),
+            None => Err("not tried: earlier attempts still hang in the storage below".into()),
+        }
     }
 
-    /// Drops the keys of files for which `which` says so, and their pages from the kernel's cache. Returns how many files had
-    /// keys; `None` where that is not finished yet: it goes on without being waited for.
-    pub fn drop_keys(self: &Arc<Self>, which: impl Fn(&Keyring, &KeySource) -> bool + Send + 'static) -> Option<usize> {
-        self.within("drop-keys", DROP, move |mounted| {
+    /// Drops the keys of files for which `which` says so, and their pages from the kernel's cache.
+    pub fn drop_keys(self: &Arc<Self>, which: impl Fn(&Keyring, &KeySource) -> bool + Send + 'static) -> Dropping {
+        let start = Instant::now();
+        let dropped = self.within("drop-keys", DROP, (&self.hanging.drops, DROPS_MAX), move |mounted| {
             let inodes = mounted.fs.drop_keys(&|source| which(mounted.keyring(), source));
             for ino in &inodes {
                 match mounted.page_cache.invalidate(*ino) {
@@ -119,8 +142,19 @@ impl Mounted {
                     _ => {}
                 }
             }
+            if start.elapsed() > DROP {
+                log::warn!(
+                    "code=keys-dropped the keys of {} files are out of memory, now that the storage answers",
+                    inodes.len()
+                );
+            }
             inodes.len()
-        })
+        });
+        match dropped {
+            Some(Some(files)) => Dropping::Done(files),
+            Some(None) => Dropping::Hangs,
+            None => Dropping::NotBegun,
+        }
     }
 
     /// Every key that can be fetched again goes; the volume's own stays, since names hang on it.
@@ -137,13 +171,12 @@ impl Mounted {
         };
         let keys = self.keyring().status();
         self.keyring().forget();
-        let files = self.drop_keys(|_, _| true).ok_or_else(|| {
-            MountError::Other(format!(
-                "{}: the keys are not all dropped after {} seconds: the storage below hangs; they go as it answers",
+        let Dropping::Done(files) = self.drop_keys(|_, _| true) else {
+            return Err(MountError::Other(format!(
+                "{}: branch keys are dropped, those of open files not all, since the storage below hangs; they go as it answers",
                 self.mountpoint.display(),
-                DROP.as_secs()
-            ))
-        })?;
+            )));
+        };
         let branch_keys = keys.cached_keys.len();
         log::warn!(
             "code=keys-forgotten on request: {branch_keys} branch keys and the keys of {files} files are dropped"
@@ -157,16 +190,17 @@ impl Mounted {
         })
     }
 
-    /// Runs `job` on a thread of its own and waits so long for it; `None` where it still runs then. Neither a hanging store
-    /// nor too many threads that wait for one may stop the caller.
+    /// Runs `job` on a thread of its own and waits so long for it. `None`: not begun, since too many are counted already or no
+    /// thread could be had; `Some(None)`: it still runs. No hanging store may stop the caller.
     fn within<T: Send + 'static>(
         self: &Arc<Self>,
         name: &str,
         limit: Duration,
+        (count, max): (&Arc<AtomicUsize>, usize),
         job: impl FnOnce(&Self) -> T + Send + 'static,
-    ) -> Option<T> {
-        let running = Running(self.hanging.clone());
-        if running.0.fetch_add(1, Ordering::AcqRel) >= HANGING_MAX {
+    ) -> Option<Option<T>> {
+        let running = Running::count(count);
+        if running.0.load(Ordering::Acquire) > max {
             return None;
         }
         let mounted = self.clone();
@@ -177,7 +211,7 @@ impl Mounted {
             let _ = done.send(job(&mounted));
         });
         match spawned {
-            Ok(_) => outcome.recv_timeout(limit).ok(),
+            Ok(_) => Some(outcome.recv_timeout(limit).ok()),
             Err(e) => {
                 log::error!("code=threads cannot start a thread: {e}");
                 None
@@ -192,6 +226,13 @@ fn is_absence(error: &io::Error) -> bool {
 
 /// Counts a thread until it ends, also by a panic.
 struct Running(Arc<AtomicUsize>);
+
+impl Running {
+    fn count(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count.clone())
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {

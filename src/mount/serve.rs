@@ -15,7 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::cipher_dir::CipherDir;
 use super::control::Server;
 use super::kernel::{self, KernelMount};
-use super::mounted::Mounted;
+use super::mounted::{Hanging, Mounted};
 use super::trust::Unlocked;
 use super::volume_file::VolumeFile;
 use super::watch::Watcher;
@@ -173,7 +173,7 @@ pub fn start(
         options: options.clone(),
         volume_file,
         since: (Instant::now(), SystemTime::now()),
-        hanging: Arc::default(),
+        hanging: Hanging::default(),
     });
     let mut running = Running { mounted, session: serving.thread, helpers: Helpers::default(), _keeper: keeper };
     match running.settle() {

@@ -2,7 +2,6 @@
 //! storage below or a KMS hangs. Members are added only; what one means never changes without another version.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use data_encoding::HEXLOWER;
 use serde::Serialize;
@@ -11,9 +10,27 @@ use super::mounted::Mounted;
 use crate::config::shown;
 use crate::keys::guard::{CmkStatus, Revoke};
 use crate::keys::keyring::KeyringStatus;
+use crate::sys::locked;
 
 /// Of the JSON object.
 pub const VERSION: u32 = 1;
+
+/// Memory set aside for keys.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct KeyMemory {
+    pub bytes: usize,
+    /// None of it can reach swap.
+    pub locked: bool,
+    /// None of it can be read from outside the process (memfd_secret(2)).
+    pub hidden: bool,
+}
+
+impl KeyMemory {
+    fn now() -> Self {
+        let locked::Usage { bytes, locked, hidden } = locked::usage();
+        Self { bytes, locked, hidden }
+    }
+}
 
 #[derive(Debug, Serialize)]
 pub struct Status {
@@ -32,7 +49,7 @@ pub struct Status {
     pub summary: String,
     /// Data that the next background commit makes durable.
     pub uncommitted: bool,
-    pub memory_locked_bytes: u64,
+    pub key_memory: KeyMemory,
     /// The options in force that concern keys and durability, as they are typed.
     pub options: BTreeMap<&'static str, String>,
     #[serde(flatten)]
@@ -76,7 +93,7 @@ pub fn of(mounted: &Mounted) -> Status {
         mode,
         summary,
         uncommitted: mounted.fs.needs_commit(),
-        memory_locked_bytes: memory_locked(),
+        key_memory: KeyMemory::now(),
         options: words.into(),
         keys,
     }
@@ -109,13 +126,6 @@ fn judge(cmks: &[CmkStatus], revoke: Revoke) -> (Mode, String) {
         () => Mode::Degraded,
     };
     (mode, if parts.is_empty() { "every CMK may be used".into() } else { parts.join(", ") })
-}
-
-/// Bytes that cannot reach the swap (proc_pid_status(5), VmLck); 0 where the kernel does not tell.
-fn memory_locked() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or_default();
-    line.split_ascii_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
 #[cfg(test)]
@@ -161,12 +171,5 @@ mod tests {
         assert_eq!(summary, "1 of 2 CMKs refused, 1 of 2 CMKs unreachable, keys are dropped");
         assert_eq!(judge(&[gone(), up()], Revoke::Primary).0, Mode::Revoked);
         assert_eq!(judge(&[up(), gone()], Revoke::Primary).0, Mode::Degraded);
-    }
-
-    #[test]
-    fn the_kernel_tells_of_locked_memory() {
-        // Nothing is locked in a test; the line must be found all the same.
-        assert!(fs::read_to_string("/proc/self/status").unwrap().contains("VmLck:"));
-        assert_eq!(memory_locked() % 1024, 0);
     }
 }

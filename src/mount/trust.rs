@@ -79,6 +79,18 @@ pub fn unlock(dir: &CipherDir, volume: UnverifiedVolume, request: &Request<'_>) 
         return Err(KeyError::Config(unknown_volume(dir, claims, request.command)).into());
     };
     let uris = parse_uris(texts)?;
+    if named.is_empty()
+        && record.is_none()
+        && let Some(uri) = uris.iter().find(|uri| uri.loads_code())
+    {
+        return Err(KeyError::Config(format!(
+            "{}: the volume names a PKCS#11 module, which is code that would be loaded; trust_first_use does not go that far. \
+             If that is right, name it: --cmk '{}'",
+            dir.path().display(),
+            printable(uri.to_string().as_bytes()).replace('\'', r"'\''"),
+        ))
+        .into());
+    }
     if uris.is_empty() {
         return Err(MountError::Volume(format!("{}: no CMK is named for this volume", dir.path().display())));
     }
@@ -196,13 +208,19 @@ impl<'a> Opener<'a> {
         claims: &VolumeConfig,
         until: Deadline,
     ) -> Result<Arc<dyn CmkProvider>, KeyError> {
-        if let CmkAddress::Keyfile(_) = uri.address {
-            return providers::open_cmk(uri, &mut self.opening);
-        }
-        let (passphrase, timeout) = (self.request.passphrase.clone(), self.opening.timeout);
-        let reopened = uri.clone();
+        // Later on nobody can be asked any more, but a file can be read again.
+        let passphrase = match self.request.passphrase {
+            PassphraseSource::File(path) => PassphraseSource::File(path.clone()),
+            _ => PassphraseSource::Nowhere,
+        };
+        let (reopened, timeout) = (uri.clone(), self.opening.timeout);
         let open = move || providers::open_cmk(&reopened, &mut Opening::new(&passphrase, timeout));
-        let unreachable = match in_time(open.clone(), uri, until) {
+        let outcome = match uri.address {
+            // Whoever types a passphrase or PIN may take his time.
+            CmkAddress::Keyfile(_) | CmkAddress::Pkcs11(_) => providers::open_cmk(uri, &mut self.opening),
+            CmkAddress::Aws(_) | CmkAddress::Vault(_) | CmkAddress::K8s(_) => in_time(open.clone(), uri, until),
+        };
+        let unreachable = match outcome {
             Err(e @ KeyError::Unreachable { .. }) => e,
             outcome => return outcome,
         };

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::mounted::Mounted;
+use super::mounted::{Dropping, Mounted};
 use crate::keys::keyring::Loss;
 
 /// The longest pause between two looks.
 const LOOK: Duration = Duration::from_secs(60);
-/// The same while keys still have to be dropped that a hanging store holds.
+/// The same while keys have to be dropped for which there was no thread.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long an unmount waits for a look that is under way: it may be a call to a KMS.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -63,7 +63,7 @@ fn run(mounted: &Arc<Mounted>, stopped: &AtomicBool) {
     }
 }
 
-/// Tells whether everything is dropped.
+/// Tells whether keys are dropped, or being dropped.
 fn carry_out(mounted: &Arc<Mounted>, losses: &[Loss]) -> bool {
     let start = Instant::now();
     let keyring = mounted.keyring();
@@ -73,23 +73,28 @@ fn carry_out(mounted: &Arc<Mounted>, losses: &[Loss]) -> bool {
         keyring.enforce(loss);
     }
     let branch_keys = before.saturating_sub(keyring.status().cached_keys.len());
-    // Also those of an earlier loss that a hanging store held.
-    let files = mounted.drop_keys(|keyring, source| keyring.lost(source));
+    // Also those of an earlier loss for which there was no thread.
+    let dropping = mounted.drop_keys(|keyring, source| keyring.lost(source));
     let took = start.elapsed().as_secs_f64();
     let why: Vec<String> = losses.iter().map(|loss| keyring.describe(loss)).collect();
-    let why = if why.is_empty() { "dropping keys again".into() } else { why.join("; ") };
+    let why = if why.is_empty() { "a CMK was lost".into() } else { why.join("; ") };
     if let Err(e) = &saved {
         log::error!("code=keys-unsaved {why}: written data could not all be saved before its keys went: {e}");
     }
-    match files {
-        Some(files) => log::warn!(
+    match dropping {
+        Dropping::Done(files) => log::warn!(
             "code=keys-dropped {why}: {branch_keys} branch keys and the keys of {files} files are out of memory, their \
              plaintext out of the page cache, after {took:.1} s"
         ),
-        None => log::error!(
-            "code=keys-dropping {why}: not all keys are dropped after {took:.1} s, since the storage below hangs; they go \
-             as it answers"
+        Dropping::Hangs => log::error!(
+            "code=keys-dropping {why}: {branch_keys} branch keys are out of memory, those of files not all after {took:.1} s, \
+             since the storage below hangs; they go as it answers"
         ),
+        // Told once, then tried until it succeeds.
+        Dropping::NotBegun if losses.is_empty() => {}
+        Dropping::NotBegun => {
+            log::error!("code=keys-dropping {why}: too many attempts hang; the next follows in a moment")
+        }
     }
-    files.is_some()
+    dropping != Dropping::NotBegun
 }

@@ -198,6 +198,11 @@ impl MemoryStore {
         self.shared().0.lock().recording = Some(Vec::new());
     }
 
+    /// How many operations have been recorded since `start_recording`.
+    pub fn recorded(&self) -> usize {
+        self.shared().0.lock().recording.as_ref().map_or(0, Vec::len)
+    }
+
     /// What was recorded since `start_recording`, in order; ends the recording.
     pub fn take_recording(&self) -> Vec<Operation> {
         self.shared().0.lock().recording.take().unwrap_or_default()

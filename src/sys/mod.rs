@@ -1,6 +1,8 @@
 //! The only module with `unsafe`: system calls that no safe wrapper offers, and what belongs beside them. Knows no policy.
 #![allow(unsafe_code)]
 
+#[cfg(test)]
+pub mod allocation;
 pub mod cipher_memory;
 pub mod daemon;
 pub mod descriptor;

@@ -133,3 +133,11 @@ pub fn shut_down_ext4(directory: impl AsFd) -> io::Result<()> {
     let result = unsafe { libc::ioctl(directory.as_fd().as_raw_fd(), EXT4_IOC_SHUTDOWN as _, &raw const no_log_flush) };
     check(result).map(drop)
 }
+
+/// Begins to trace a process, as a debugger would, and lets go of it again.
+pub fn trace(pid: u32) -> io::Result<()> {
+    // SAFETY: seizing a process passes no pointer that is used.
+    check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid as libc::pid_t, 0, 0) } as i32)?;
+    // SAFETY: as above.
+    check(unsafe { libc::ptrace(libc::PTRACE_DETACH, pid as libc::pid_t, 0, 0) } as i32).map(drop)
+}

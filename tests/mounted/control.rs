@@ -4,8 +4,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -131,6 +132,8 @@ fn data_that_was_dirty_when_the_cmk_was_disabled_is_on_disk() {
     let volume = Volume::new();
     // Nothing but the revocation commits in time.
     let mount = volume.mount_with(&[QUICK, "commit=1h"]);
+    // The branch key is in memory from the first write that has reached the daemon.
+    File::create(mount.join("first")).and_then(|mut f| f.write_all(b"x").and_then(|()| f.sync_all())).unwrap();
     let data = pattern(3, 1_000_000);
     let mut file = File::create(mount.join("dirty")).unwrap();
     file.write_all(&data).unwrap();
@@ -304,6 +307,8 @@ fn keys_are_forgotten_and_use_brings_them_back() {
     let mount = volume.mount_with(&["commit=1h"]);
     let data = pattern(6, 200_000);
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(mount.join("file")).unwrap();
+    file.write_all_at(&data[..9], 0).unwrap();
+    file.sync_all().unwrap();
     file.write_all_at(&data, 0).unwrap();
     fs::write(mount.join("closed"), b"closed").unwrap();
     assert_eq!(status_at(&volume, &volume.mountpoint).1["cached_keys"].as_array().unwrap().len(), 1);
@@ -406,8 +411,7 @@ fn a_mount_goes_on_without_a_socket() {
     let mount = volume.mount();
     assert!(mount.log().contains("writable by nobody else"), "{}", mount.log());
     assert_file(&mount.join("file"), b"content");
-    volume.umount();
-    drop(mount);
+    mount.unmount();
 }
 
 #[test]
@@ -531,21 +535,20 @@ fn a_hanging_store_below_does_not_stop_status() {
     let disk = LoopFs::ext4(64, &[]);
     let volume = Volume::on(&disk.path);
     let mount = volume.mount_with(&[QUICK]);
-    let mut file = File::create(mount.join("file")).unwrap();
-    std::thread::scope(|scope| {
-        // This thread asks nothing of the mount while it hangs: only it can end that.
-        let frozen = Frozen::new(&disk.path);
-        let writing = scope.spawn(|| file.write_all(&pattern(7, 100_000)).and_then(|()| file.sync_all()));
-        std::thread::sleep(Duration::from_secs(2));
-        let hangs = !writing.is_finished();
-        let (code, status) = status_at(&volume, &volume.mountpoint);
-        drop(frozen);
-        assert!(hangs, "the store does not hang: this test shows nothing");
-        assert_eq!((code, status["mode"].as_str()), (0, Some("normal")));
-        writing.join().unwrap().unwrap();
-    });
-    drop(file);
-    mount.unmount();
+    fs::write(mount.join("file"), b"before").unwrap();
+    // By a process of its own: a child of one that has files of a hanging mount open hangs in exec, which closes them.
+    let frozen = Frozen::new(&disk.path);
+    let to = format!("of={}", mount.join("file").display());
+    let mut writer = Command::new("dd");
+    let mut writer = writer.args(["if=/dev/zero", &to, "bs=100k", "count=1", "conv=fsync"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let hangs = writer.try_wait().unwrap().is_none();
+    let (code, status) = status_at(&volume, &volume.mountpoint);
+    drop(frozen);
+    assert!(writer.wait().unwrap().success());
+    assert!(hangs, "the store does not hang: this test shows nothing");
+    assert_eq!((code, status["mode"].as_str()), (0, Some("normal")));
+    assert_file(&mount.join("file"), &[0; 100 << 10]);
 }
 
 #[test]
@@ -571,4 +574,77 @@ fn options_of_outages_are_checked_before_anything_is_mounted() {
     let message = volume.fails(4, arguments);
     assert!(message.contains("refuses: it is disabled in"), "{message}");
     assert!(start.elapsed() < Duration::from_secs(30));
+}
+
+/// What systemd is told over the socket, up to a message that has `part`.
+fn told(socket: &UnixDatagram, part: &str) -> String {
+    let mut all = String::new();
+    let mut message = [0; 8192];
+    while !all.contains(part) {
+        let len = socket.recv(&mut message).unwrap_or_else(|e| panic!("{part} was never told ({e}), only:\n{all}"));
+        all.push_str(std::str::from_utf8(&message[..len]).unwrap());
+        all.push('\n');
+    }
+    all
+}
+
+/// A mount of `volume` by a server that nobody runs.
+fn waiting_mount(volume: &Volume, notify: &Path, words: &[&str]) -> Command {
+    // Free a moment ago, and refused by the kernel as long as nobody takes it.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let cmk = format!("hashivault://transit/app?address=http://127.0.0.1:{port}");
+    let mut arguments = vec!["mount", "--cmk", &cmk, "-o", "kms_deadline=1s"];
+    arguments.extend(words);
+    arguments.extend([volume.cipher.to_str().unwrap(), volume.mountpoint.to_str().unwrap()]);
+    let mut command = volume.command(arguments);
+    command.env("NOTIFY_SOCKET", notify).env("VAULT_TOKEN", "unused").stderr(Stdio::null());
+    command
+}
+
+#[test]
+fn a_mount_that_waits_tells_systemd_and_can_be_ended() {
+    needs!(have_mount);
+    let volume = Volume::new();
+    let path = volume.scratch().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+
+    let mut waiting = waiting_mount(&volume, &path, &["--foreground", "--wait-for-kms"]).spawn().unwrap();
+    let all = told(&socket, "STATUS=waiting for CMK");
+    assert!(all.contains("cannot be reached") && all.contains("EXTEND_TIMEOUT_USEC="), "{all}");
+    assert!(!all.contains("READY=1"), "{all}");
+    kill_process(Pid::from_raw(waiting.id() as i32).unwrap(), Signal::TERM).unwrap();
+    let ended = eventually_some(Duration::from_secs(20), || waiting.try_wait().unwrap());
+    assert!(ended.is_some_and(|status| !status.success()), "{ended:?}");
+
+    // In the background: the daemon does not outlive the command that waits for it.
+    let mut starter = waiting_mount(&volume, &path, &["--wait-for-kms"]).spawn().unwrap();
+    told(&socket, "STATUS=waiting for CMK");
+    starter.kill().unwrap();
+    starter.wait().unwrap();
+    let arguments = ["mount".as_ref(), volume.cipher.as_os_str(), volume.mountpoint.as_os_str()];
+    eventually("the volume is free again", || volume.run(arguments).status.success());
+    volume.umount();
+
+    // For a time.
+    let start = Instant::now();
+    let output = finish(&mut waiting_mount(&volume, &path, &["--wait-for-kms=2s"]));
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output));
+    assert!(text(&output).contains("(wait_for_kms)") && start.elapsed() >= Duration::from_secs(2), "{}", text(&output));
+    // Without waiting: what to do.
+    let output = finish(&mut waiting_mount(&volume, &path, &[]));
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output));
+    assert!(text(&output).contains("have the mount wait for it with --wait-for-kms"), "{}", text(&output));
+
+    let mut command = volume.command([
+        "mount".as_ref(),
+        "--foreground".as_ref(),
+        volume.cipher.as_os_str(),
+        volume.mountpoint.as_os_str(),
+    ]);
+    command.env("NOTIFY_SOCKET", &path);
+    let mount = Mount::wait_until_up(&volume, &volume.mountpoint, command);
+    told(&socket, "READY=1");
+    mount.unmount();
+    told(&socket, "STOPPING=1");
 }

@@ -8,6 +8,7 @@ mod control;
 mod directory_cmk;
 mod durability;
 mod full;
+mod hostile;
 mod lifecycle;
 mod links;
 mod locks;

@@ -49,6 +49,7 @@ impl Sealed {
         command
             .args(&wrapper[1..])
             .env("ENVELOPEFS_CONFIG_DIR", &self.volume.config)
+            .env("ENVELOPEFS_RUNTIME_DIR", self.volume.runtime())
             .stdin(std::process::Stdio::null());
         // The harness sets a level of its own: the innermost `env` has the last word.
         command.args(["env", &format!("ENVELOPEFS_LOG={level}")]).arg(binary());

@@ -174,9 +174,6 @@ fn keys_of_closed_files_are_gone() {
 #[test]
 fn forgotten_keys_are_gone_while_files_are_open() {
     needs!(have_mount, have_root);
-    if !have_forget_keys() {
-        return;
-    }
     let sealed = Sealed::new(false);
     let busy = work(&sealed, &["prlimit", "--memlock=0:0", "setpriv", "--bounding-set=-ipc_lock"]);
     let (secrets, pid) = (busy.secrets(&sealed), busy.mount.pid());
@@ -186,18 +183,6 @@ fn forgotten_keys_are_gone_while_files_are_open() {
     let of_files: Vec<_> = left.found.keys().filter(|what| what.contains(": ")).collect();
     assert!(of_files.is_empty(), "{of_files:#?}");
 }
-fn have_forget_keys() -> bool {
-    let help = finish(Command::new(binary()).arg("--help").stdin(Stdio::null()));
-    let have = text(&help).contains("forget-keys");
-    if !have {
-        let _ = writeln!(
-            std::io::stderr().lock(),
-            "SKIPPED forgotten_keys_are_gone_while_files_are_open: no such command yet"
-        );
-    }
-    have
-}
-
 const HOLDER: &str = "ENVELOPEFS_TEST_KEY_HOLDER";
 
 /// A process of its own that reads 32 bytes and keeps them, in ordinary memory or as the library does.
@@ -326,6 +311,7 @@ fn a_typed_passphrase_leaves_nothing_behind() {
     let mut typing = Command::new("script")
         .args(["-qec", &mount, "/dev/null"])
         .env("ENVELOPEFS_CONFIG_DIR", &volume.config)
+        .env("ENVELOPEFS_RUNTIME_DIR", volume.runtime())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -19,6 +19,8 @@ mod damage;
 mod directory_keys;
 mod failures;
 mod keys;
+#[cfg(feature = "shuttle")]
+mod model;
 mod owner;
 
 type MemoryFs = Fs<MemoryStore>;

@@ -71,6 +71,11 @@ impl Growing {
 }
 
 impl Current {
+    #[cfg(all(test, feature = "shuttle"))]
+    pub fn has_key(&self) -> bool {
+        self.live.is_some()
+    }
+
     /// `Pending`, unless the last attempt failed a moment ago.
     fn lacking(&self, group: &KeyGroup) -> KeyError {
         match &self.failed {

@@ -15,6 +15,13 @@ pub struct Loss {
     reason: Reason,
 }
 
+#[cfg(test)]
+impl Loss {
+    pub fn of(cmk: usize, reason: Reason) -> Self {
+        Self { cmk, reason }
+    }
+}
+
 /// What `status` tells of keys.
 #[derive(Debug, Clone, Serialize)]
 pub struct KeyringStatus {

@@ -8,6 +8,9 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+#[cfg(feature = "shuttle")]
+mod model;
+
 const VOLUME: VolumeId = [0x11; 16];
 const GEOMETRY: Geometry = Geometry { header_pages: 4 };
 const BRANCH_POLICY: KeyPolicy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 3600, branch_max_files: 1 << 20 };

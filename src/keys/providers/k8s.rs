@@ -12,9 +12,9 @@ use super::Opening;
 use crate::crypto::secret::Secret32;
 use crate::keys::{CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef, uri::K8sUri};
 
-mod blob;
-mod messages;
-mod plugin;
+pub(crate) mod blob;
+pub(crate) mod messages;
+pub(crate) mod plugin;
 
 use blob::Seed;
 use messages::DecryptRequest;

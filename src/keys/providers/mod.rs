@@ -11,7 +11,7 @@ pub mod aws;
 #[cfg(feature = "k8s")]
 pub mod k8s;
 pub mod keyfile;
-mod keyfile_document;
+pub(crate) mod keyfile_document;
 pub mod lazy;
 #[cfg(feature = "pkcs11")]
 pub mod pkcs11;

@@ -13,6 +13,8 @@ mod module;
 mod worker;
 
 use failure::Failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use failure::printable;
 use key::{IV_LEN, TokenKey};
 use worker::{Lost, Worker};
 
@@ -115,6 +117,12 @@ fn authenticated(context: &EncryptionContext) -> Vec<u8> {
     out
 }
 
+/// IV, and ciphertext and tag.
+pub(crate) fn parts(blob: &[u8]) -> Option<([u8; IV_LEN], &[u8])> {
+    let (&BLOB_VERSION, rest) = blob.split_first().filter(|_| blob.len() == BLOB_LEN)? else { return None };
+    rest.split_first_chunk().map(|(iv, sealed)| (*iv, sealed))
+}
+
 impl fmt::Debug for Pkcs11Cmk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pkcs11Cmk").field("key_ref", &self.key_ref).finish_non_exhaustive()
@@ -143,11 +151,8 @@ impl CmkProvider for Pkcs11Cmk {
     }
 
     fn unwrap(&self, blob: &[u8], context: &EncryptionContext) -> Result<Secret32, KeyError> {
-        let parts = blob.split_first().filter(|(version, _)| **version == BLOB_VERSION && blob.len() == BLOB_LEN);
-        let Some((iv, sealed)) = parts.and_then(|(_, rest)| rest.split_first_chunk::<IV_LEN>()) else {
-            return Err(self.bad_blob("not a PKCS#11 blob"));
-        };
-        let (iv, sealed, aad) = (*iv, sealed.to_vec(), authenticated(context));
+        let Some((iv, sealed)) = parts(blob) else { return Err(self.bad_blob("not a PKCS#11 blob")) };
+        let (sealed, aad) = (sealed.to_vec(), authenticated(context));
         self.call(move |token| token.open(&iv, &aad, &sealed))
     }
 

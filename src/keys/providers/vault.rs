@@ -16,7 +16,7 @@ mod auth;
 mod channel;
 mod client;
 mod failure;
-mod transit;
+pub(crate) mod transit;
 
 use auth::Auth;
 use client::{Answer, Client};

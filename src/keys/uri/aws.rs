@@ -151,7 +151,9 @@ impl AwsUri {
 
     /// See `CmkUri::pinned`.
     pub(super) fn pinned(&self, key: &KeyRef) -> Self {
-        Self { key: AwsKey::Arn(key.key.clone()), ..self.clone() }
+        // A server's own word on where its key is stands before the region that it was found by.
+        let agrees = |given: &String| arn_region(&key.key).is_none_or(|named| named == given);
+        Self { key: AwsKey::Arn(key.key.clone()), region: self.region.clone().filter(agrees), ..self.clone() }
     }
 }
 

@@ -62,6 +62,11 @@ impl CmkUri {
         Ok(Self { address, optional })
     }
 
+    /// Names a library that would run inside this process: never to be taken from a volume.
+    pub fn loads_code(&self) -> bool {
+        matches!(&self.address, CmkAddress::Pkcs11(uri) if uri.module != Pkcs11Module::System)
+    }
+
     /// The same address, but for exactly this key: what to record, so that another key becoming the first enabled one
     /// of a keyfile, or an alias moving, does not change which key is meant.
     pub fn pinned(&self, key: &KeyRef) -> Self {
@@ -88,7 +93,12 @@ impl CmkUri {
 
     /// Whether this address, as it stands, may mean that key: an alias may not, since nobody was asked where it leads.
     pub fn may_mean(&self, key: &KeyRef) -> bool {
-        key.provider == self.provider() && self.pinned(key) == *self
+        let named = match &self.address {
+            CmkAddress::Vault(uri) => uri.key_name() == key.key,
+            CmkAddress::K8s(uri) => uri.key_name() == key.key,
+            CmkAddress::Keyfile(_) | CmkAddress::Aws(_) | CmkAddress::Pkcs11(_) => true,
+        };
+        key.provider == self.provider() && named && self.pinned(key) == *self
     }
 }
 
@@ -219,6 +229,21 @@ mod tests {
             let error = CmkUri::parse(text).unwrap_err().to_string();
             assert!(error.contains(expected) && !error.contains("s3cret"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn an_address_tells_which_key_it_may_mean() {
+        let may = |uri: &str, provider: &str, key: &str| {
+            CmkUri::parse(uri).unwrap().may_mean(&KeyRef { provider: provider.into(), key: key.into() })
+        };
+        let arn = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+        assert!(may(&format!("awskms:///{arn}"), "awskms", arn));
+        assert!(!may("awskms:///alias/app", "awskms", arn));
+        assert!(!may(&format!("awskms:///{arn}"), "hashivault", arn));
+        assert!(may("hashivault://transit/app?address=https://vault:8200", "hashivault", "transit/app"));
+        assert!(!may("hashivault://transit/app?address=https://vault:8200", "hashivault", "transit/apple"));
+        assert!(may("keyfile:///a?key=k&optional=true", "keyfile", "k"));
+        assert!(!may("keyfile:///a", "keyfile", "k"));
     }
 
     #[test]

@@ -211,7 +211,7 @@ fn check_directory(socket: &Path) -> Result<(), Trouble> {
     }
 }
 
-fn meaning(method: &str, status: &tonic::Status) -> Trouble {
+pub(crate) fn meaning(method: &str, status: &tonic::Status) -> Trouble {
     let text = format!("{method}: {:?}: {}", status.code(), printable(status.message()));
     match status.code() {
         Code::PermissionDenied | Code::Unauthenticated | Code::FailedPrecondition | Code::NotFound => {
