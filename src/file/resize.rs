@@ -110,9 +110,11 @@ impl<F: BackingFile> EncryptedFile<F> {
             return Ok(None);
         }
         if st.phase == Phase::Growing {
+            self.fix_length(st)?;
             st.backing.set_len(geometry.quiet_len(old))?;
             st.phase = Phase::Quiet;
             (st.tail_agrees, st.tail_settled, st.resized) = (false, true, true);
+            self.changed();
         }
         st.backing.punch_hole(geometry.block_offset(blocks), PAGE as u64)?;
         Ok(Some(page))
