@@ -230,14 +230,20 @@ impl<F: BackingFile> EncryptedFile<F> {
         Ok(RwLockWriteGuard::downgrade(st))
     }
 
-    /// The codec of this file's extended attributes. `create`: makes the header (and so the key) where there is none yet;
-    /// otherwise `None` for a file without a header.
+    /// The codec of this file's extended attributes. `create`: makes the header (and so the key) where there is none yet, and
+    /// makes it durable, since an attribute is metadata: a crash may leave it without the bytes that were written before.
+    /// Otherwise `None` for a file without a header.
     pub fn xattrs(&self, create: bool) -> Result<Option<XattrCodec>, FileError> {
         let mut st = self.state.write();
         self.load(&mut st)?;
         if st.open.is_none() && create {
             self.create_header(&mut st)?;
             self.changed();
+        }
+        if create && !self.header_is_durable() {
+            let token = self.sync_token();
+            st.backing.sync_data()?;
+            self.synced.fetch_max(token, Ordering::AcqRel);
         }
         Ok(st.open.as_ref().map(|open| XattrCodec::new(&open.keys.xattr_key())))
     }

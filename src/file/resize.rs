@@ -62,7 +62,13 @@ impl<F: BackingFile> EncryptedFile<F> {
         self.edges.clear();
         self.written.lock().remove(blocks..u64::MAX);
         if self.header_is_durable() {
-            st.backing.set_len(geometry.quiet_len(size))?;
+            let cut = self.clear_cut_page(st, blocks)?;
+            if let Err(e) = st.backing.set_len(geometry.quiet_len(size)) {
+                if let Some(page) = cut {
+                    st.backing.write_at(&page, geometry.block_offset(blocks))?;
+                }
+                return Err(e.into());
+            }
             self.size.store(size, Ordering::Release);
             st.phase = Phase::Quiet;
             (st.tail_agrees, st.tail_settled, st.resized) = (false, false, true);
@@ -86,6 +92,32 @@ impl<F: BackingFile> EncryptedFile<F> {
             self.changed();
             Ok(())
         }
+    }
+
+    /// Rule 4 where the new end lies inside the page of a block that goes. A file system zeroes the rest of that page on its own
+    /// time, maybe before the new length is durable, and half a block is an error: so the page becomes zeros whole before.
+    /// Returns what it held. A growing file gets its tail first, since its last page alone tells the size.
+    fn clear_cut_page(&self, st: &mut State<F>, blocks: u64) -> Result<Option<[u8; PAGE]>, FileError> {
+        let geometry = self.context.geometry;
+        let old = self.size();
+        if blocks == blocks_for(old) {
+            return Ok(None);
+        }
+        let mut page = [0; PAGE];
+        let n = st.backing.read_at(&mut page, geometry.block_offset(blocks))?;
+        page[n..].fill(0);
+        if block::is_hole(&page) {
+            return Ok(None);
+        }
+        if st.phase == Phase::Growing {
+            self.fix_length(st)?;
+            st.backing.set_len(geometry.quiet_len(old))?;
+            st.phase = Phase::Quiet;
+            (st.tail_agrees, st.tail_settled, st.resized) = (false, true, true);
+            self.changed();
+        }
+        st.backing.punch_hole(geometry.block_offset(blocks), PAGE as u64)?;
+        Ok(Some(page))
     }
 
     /// Rule 4, second half: zero the last block past the end, free the bytes that the tail covers.

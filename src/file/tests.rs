@@ -1,5 +1,7 @@
 //! Tests of the file engine on the memory store: a model, the size protocol's rules, tampering, full disks.
 
+mod truncation;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

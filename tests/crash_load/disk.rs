@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::common::Random;
 
@@ -27,9 +28,27 @@ struct Disk {
     unflushed: BTreeMap<u64, Vec<(u64, Vec<u8>)>>,
     requests: u64,
     flushes: u64,
+    armed: Option<Armed>,
+    /// What the cut left, once it has happened: nothing is answered any more.
+    report: Option<String>,
 }
 
+/// A cut that waits for its moment: the unflushed writes are most just before a flush.
+struct Armed {
+    seed: u64,
+    /// Counts flushes, or writes.
+    flushes: bool,
+    left: u64,
+}
+
+/// NBD_CMD_WRITE and NBD_CMD_FLUSH.
+const WRITE: u16 = 1;
+const FLUSH: u16 = 3;
+
 impl Disk {
+    fn new(image: File, size: u64) -> Self {
+        Self { image, size, unflushed: BTreeMap::new(), requests: 0, flushes: 0, armed: None, report: None }
+    }
     fn page(&self, number: u64) -> io::Result<Vec<u8>> {
         if let Some((_, bytes)) = self.unflushed.get(&number).and_then(|versions| versions.last()) {
             return Ok(bytes.clone());
@@ -75,8 +94,26 @@ impl Disk {
         }
         Ok(())
     }
+    /// Whether the power is off when a request of this kind comes in.
+    fn is_off(&mut self, kind: u16) -> io::Result<bool> {
+        if let Some(armed) = &mut self.armed
+            && kind == if armed.flushes { FLUSH } else { WRITE }
+        {
+            armed.left -= 1;
+            if armed.left == 0 {
+                self.cut()?;
+            }
+        }
+        Ok(self.report.is_some())
+    }
+    fn cut(&mut self) -> io::Result<()> {
+        if let Some(armed) = self.armed.take() {
+            self.report = Some(self.lose(armed.seed)?);
+        }
+        Ok(())
+    }
     /// What of the cache reached the medium by itself before the power went.
-    fn cut(&mut self, seed: u64) -> io::Result<String> {
+    fn lose(&mut self, seed: u64) -> io::Result<String> {
         let mut random = Random::new(seed);
         let unflushed = std::mem::take(&mut self.unflushed);
         let first = unflushed.values().flatten().map(|(request, _)| *request).min().unwrap_or(self.requests);
@@ -111,12 +148,37 @@ impl Disk {
     }
 }
 
-/// Serves `image` at `socket` until standard input ends. A line `cut SEED` there freezes the disk: from then on no request
-/// is answered, and the image is what the cut left. The answer is one line on standard output.
+/// For the self test: over many cuts a flushed page stays, and unflushed ones are each seen lost and kept, also the later alone.
+pub fn loses_what_was_not_flushed(image: &Path) -> io::Result<bool> {
+    let page = |byte: u8| vec![byte; PAGE];
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in 0..200 {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(image)?;
+        file.set_len(8 * PAGE as u64)?;
+        let mut disk = Disk::new(file, 8 * PAGE as u64);
+        disk.write(0, &page(1), false)?;
+        disk.write(PAGE as u64, &page(1), false)?;
+        disk.flush()?;
+        disk.write(PAGE as u64, &page(2), false)?;
+        disk.write(2 * PAGE as u64, &page(3), false)?;
+        // What a program reads is what it wrote.
+        let read = disk.read(PAGE as u64, 2 * PAGE)?;
+        disk.lose(seed)?;
+        let left: Vec<u8> = [0, 1, 2].map(|number| disk.page(number).map_or(255, |page| page[7])).to_vec();
+        if left[0] != 1 || read != [page(2), page(3)].concat() {
+            return Ok(false);
+        }
+        seen.insert((left[1], left[2]));
+    }
+    Ok(seen.into_iter().eq([(1, 0), (1, 3), (2, 0), (2, 3)]))
+}
+
+/// Serves `image` at `socket` until standard input ends. A line `cut SEED` there cuts the power, at one of the next flushes
+/// or writes: from then on no request is answered, and the image is what the cut left. The answer is one line on standard output.
 pub fn serve(socket: &Path, image: &Path) -> io::Result<()> {
     let image = OpenOptions::new().read(true).write(true).open(image)?;
     let size = image.metadata()?.len() / PAGE as u64 * PAGE as u64;
-    let disk = Arc::new(Mutex::new(Disk { image, size, unflushed: BTreeMap::new(), requests: 0, flushes: 0 }));
+    let disk = Arc::new(Mutex::new(Disk::new(image, size)));
     let listener = UnixListener::bind(socket)?;
     println!("serving");
     let shared = disk.clone();
@@ -132,15 +194,22 @@ pub fn serve(socket: &Path, image: &Path) -> io::Result<()> {
             });
         }
     });
-    let mut frozen = None;
     for line in io::stdin().lines() {
         let line = line?;
-        let Some(seed) = line.strip_prefix("cut ").and_then(|seed| seed.parse().ok()) else {
+        let Some(seed) = line.strip_prefix("cut ").and_then(|seed| seed.parse::<u64>().ok()) else {
             return Err(io::Error::other(format!("what is {line:?}?")));
         };
-        // Held to the end of the process: no request is answered any more.
-        let held = frozen.get_or_insert_with(|| disk.lock().expect("no panic holds it"));
-        println!("{}", held.cut(seed)?);
+        let mut random = Random::new(!seed);
+        let armed = Armed { seed, flushes: random.below(3) > 0, left: 1 + random.below(20) };
+        disk.lock().expect("no panic holds it").armed = Some(armed);
+        // A machine that is quiet is cut without a request.
+        let end = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < end && disk.lock().expect("no panic holds it").report.is_none() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let mut disk = disk.lock().expect("no panic holds it");
+        disk.cut()?;
+        println!("{}", disk.report.as_deref().unwrap_or("cut before"));
     }
     Ok(())
 }
@@ -214,22 +283,28 @@ fn transmit(mut stream: &UnixStream, disk: &Mutex<Disk>) -> io::Result<()> {
             return Err(io::Error::other("not a request"));
         }
         let mut data = Vec::new();
-        if kind == 1 {
+        if kind == WRITE {
             data.resize(len as usize, 0);
             stream.read_exact(&mut data)?;
         }
         // Requests are served one after another: each is complete before the next is looked at.
         let mut disk = disk.lock().expect("no panic holds it");
+        if disk.is_off(kind)? {
+            drop(disk);
+            loop {
+                std::thread::park();
+            }
+        }
         let inside = offset.checked_add(u64::from(len)).is_some_and(|end| end <= disk.size);
         let (error, answer): (u32, Vec<u8>) = match kind {
-            0 | 1 if !inside => (22, vec![]),
+            0 | WRITE if !inside => (22, vec![]),
             0 => (0, disk.read(offset, len as usize)?),
-            1 => {
+            WRITE => {
                 disk.write(offset, &data, flags & 1 != 0)?;
                 (0, vec![])
             }
             2 => return Ok(()),
-            3 => {
+            FLUSH => {
                 disk.flush()?;
                 (0, vec![])
             }

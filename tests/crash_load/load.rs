@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::common::{Random, pattern};
 use crate::operations::{Model, Op, sync};
@@ -118,6 +119,36 @@ pub fn replay(base: Model, seed: u64, worker: u8, acknowledged: u64) -> (Model, 
     }
     let pending = Op::random(&mut random, &model);
     (model, pending)
+}
+
+/// Threads of noise, several to a directory, until `end`. Any error but those of names is one of the mount.
+pub fn storm(directory: &Path, seed: u64, end: Instant, threads: u64) -> io::Result<()> {
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let noises: Vec<_> = (0..threads)
+            .map(|thread| {
+                let ended = &ended;
+                let shared = directory.join(format!("noise{}", thread % 8));
+                scope.spawn(move || noise_until(&shared, seed * 1000 + thread, ended))
+            })
+            .collect();
+        while Instant::now() < end && !noises.iter().any(std::thread::ScopedJoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        ended.store(true, Ordering::Release);
+        noises.into_iter().try_for_each(|noise| noise.join().expect("no panic"))
+    })
+}
+
+pub fn many(directory: &Path, count: u64) -> io::Result<()> {
+    for first in (0..count).step_by(1000) {
+        let below = directory.join(format!("d{first}"));
+        fs::create_dir(&below)?;
+        for index in first..(first + 1000).min(count) {
+            File::create_new(below.join(format!("file number {index}")))?;
+        }
+    }
+    Ok(())
 }
 
 /// Never synced, so that the content is not checked; but it must list and read after the crash.

@@ -4,6 +4,8 @@
 //!   crash_load load DIRECTORY STATE LOG SEED [until=FILE] [probe=FILE] [limit=N]   until the mount is gone
 //!   crash_load verify DIRECTORY STATE LOG SEED       compares; STATE becomes what was found
 //!   crash_load disk SOCKET IMAGE                     a disk with a volatile write cache, over NBD
+//!   crash_load storm DIRECTORY SEED SECONDS THREADS  changes without syncs, in directories that threads share
+//!   crash_load many DIRECTORY COUNT                  empty files, a thousand a directory
 //!   crash_load cut DIRECTORY                         shuts the file system down (ext4, XFS) without writing its journal
 
 // The harness is shared with other test binaries; this one needs its generator and its system calls.
@@ -21,6 +23,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use load::Load;
 
@@ -34,6 +37,14 @@ fn main() -> ExitCode {
             .map(|good| if good { ExitCode::SUCCESS } else { ExitCode::from(3) }),
         ["verify", directory, state, log, seed] => {
             number(seed).and_then(|seed| verified(Path::new(directory), Path::new(state), Path::new(log), seed))
+        }
+        ["storm", directory, seed, seconds, threads] => {
+            let end = number(seconds).map(|seconds| Instant::now() + Duration::from_secs(seconds));
+            end.and_then(|end| load::storm(Path::new(directory), number(seed)?, end, number(threads)?))
+                .map(|()| ExitCode::SUCCESS)
+        }
+        ["many", directory, count] => {
+            number(count).and_then(|count| load::many(Path::new(directory), count)).map(|()| ExitCode::SUCCESS)
         }
         ["disk", socket, image] => disk::serve(Path::new(socket), Path::new(image)).map(|()| ExitCode::SUCCESS),
         ["cut", directory] => File::open(directory).and_then(common::sys::shut_down_ext4).map(|()| ExitCode::SUCCESS),
@@ -82,7 +93,10 @@ fn check(directory: &Path, state: &Path, log: &Path, seed: u64) -> io::Result<(v
         let path = load::worker_directory(directory, worker);
         let known = state::load(state, worker)?;
         let Some(last) = acknowledged.get(&worker).copied().or_else(|| known.as_ref().map(|_| 0)) else {
-            // Its directory may or may not have come into being, but holds nothing that was promised.
+            // Nothing was promised: its directory may be missing, or be there again after its removal.
+            if path.exists() {
+                found.push((worker, verify::observe(&path, &mut problems)));
+            }
             continue;
         };
         operations += last;

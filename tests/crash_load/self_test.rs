@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 
 use crate::load::{self, Load};
 use crate::operations::{Model, Op, file_path};
-use crate::{check, common, state, verify};
+use crate::{check, common, disk, state, verify};
 
 pub fn run() {
     a_clean_run_has_no_problems_and_goes_on_from_its_state();
     each_damage_is_seen();
     interrupted_operations_have_their_bounds();
-    println!("crash_load: 3 cases passed");
+    let scratch = common::scratch();
+    assert!(disk::loses_what_was_not_flushed(&scratch.path().join("image")).unwrap());
+    println!("crash_load: 4 cases passed");
 }
 
 struct Run {

@@ -50,4 +50,5 @@ for ((round = 1; round <= rounds; round++)); do
 done
 check "unmount" crash_unmount
 [ -z "$checks" ] || check "envelopefs check" "$ENVELOPEFS" check "$volume"
+check "the load did its work" test "$operations" -gt "$rounds"
 echo "$rounds kills, $operations acknowledged operations verified"

@@ -6,6 +6,7 @@ use super::*;
 use crate::file::Seek;
 use crate::format::geometry::PLAIN;
 use crate::store::Timestamp;
+use crate::store::memory::Operation;
 
 #[test]
 fn a_size_stays_while_the_kernel_knows_the_inode() {
@@ -226,6 +227,30 @@ fn a_removed_long_symlink_keeps_its_target_for_its_holders() {
     fs.rename((ROOT, b"f"), (ROOT, b"m"), RenameMode::Replace).unwrap();
     assert!(volume.overflow.list(volume.overflow.root()).unwrap().is_empty());
     assert_eq!(fs.readlink(l).unwrap(), target);
+}
+
+/// An attribute whose file lost its header in a crash could never be opened again.
+#[test]
+fn a_sealed_attribute_stands_only_where_the_header_is_durable() {
+    let volume = Volume::new();
+    let fs = volume.mount();
+    for content in [&b""[..], b"written, not synced"] {
+        let a = file(&fs, ROOT, if content.is_empty() { b"a" } else { b"b" }, b"");
+        volume.tree.start_recording();
+        if !content.is_empty() {
+            fs.write(a, 0, content).unwrap();
+        }
+        fs.setxattr(&BY, a, b"user.n", b"v", 0).unwrap();
+        fs.setxattr(&BY, a, b"user.m", b"v", 0).unwrap();
+        let operations = volume.tree.take_recording();
+        let at = |wanted: &dyn Fn(&Operation) -> bool| operations.iter().position(wanted).unwrap();
+        let header = at(&|o| matches!(o, Operation::Write { offset: 0, .. }));
+        let sync = at(&|o| matches!(o, Operation::SyncData { .. }));
+        let attribute = at(&|o| matches!(o, Operation::SetXattr { .. }));
+        assert!(header < sync && sync < attribute, "{operations:?}");
+        // One flush a file, not one an attribute.
+        assert_eq!(operations.iter().filter(|o| o.is_sync()).count(), 1);
+    }
 }
 
 #[test]
