@@ -71,7 +71,7 @@ impl Growing {
 }
 
 impl Current {
-    #[cfg(test)]
+    #[cfg(all(test, feature = "shuttle"))]
     pub fn has_key(&self) -> bool {
         self.live.is_some()
     }

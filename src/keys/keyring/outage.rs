@@ -15,7 +15,7 @@ pub struct Loss {
     reason: Reason,
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "shuttle"))]
 impl Loss {
     pub fn of(cmk: usize, reason: Reason) -> Self {
         Self { cmk, reason }
