@@ -63,7 +63,7 @@ fn every_row_of_reliability_names_a_test() {
 
 #[test]
 fn suites_that_the_documents_name_exist() {
-    for document in ["README.md", "doc/SEMANTICS.md", "doc/RELIABILITY.md"] {
+    for document in ["README.md", "SECURITY.md", "doc/SEMANTICS.md", "doc/RELIABILITY.md"] {
         for word in read(document).split('`').skip(1).step_by(2).filter(|word| word.starts_with("tests/suites/")) {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(word.split_whitespace().next().unwrap());
             assert!(path.exists(), "{document} names {word}");

@@ -421,7 +421,8 @@ impl Keyring {
                 worst.note(loss);
             } else if cmk.is_local() {
                 let unwrap = || self.unwrap(cmk, (*at, primary), slot, &shared, context, self.deadline());
-                match cache.get_or_unwrap(id, slot, unwrap).and_then(|held| attempt(&held)) {
+                let held = cache.get_or_unwrap(id, slot, unwrap).and_then(|held| self.unless_lost(held));
+                match held.and_then(|held| attempt(&held)) {
                     Ok(value) => return Ok(value),
                     Err(e) => worst.note(e),
                 }
@@ -453,7 +454,7 @@ impl Keyring {
         for (n, (at, cmk, slot)) in allowed.iter().enumerate() {
             let share = until.share(allowed.len() - n);
             let unwrap = || self.unwrap(cmk, (*at, primary), slot, &shared, context, share);
-            match cache.get_or_unwrap(id, slot, unwrap) {
+            match cache.get_or_unwrap(id, slot, unwrap).and_then(|held| self.unless_lost(held)) {
                 Ok(_) => return Ok(()),
                 Err(e) => {
                     cache.note_failure(id, slot, &e);
@@ -462,6 +463,10 @@ impl Keyring {
             }
         }
         Err(worst.into_error().unwrap_or_else(|| slots::no_cmk(slots)))
+    }
+
+    fn unless_lost(&self, held: Held) -> Result<Held, KeyError> {
+        self.check_source(&held.source).map(|()| held)
     }
 
     fn unwrap(
@@ -494,8 +499,9 @@ impl Keyring {
         match made {
             Ok(made) => {
                 self.file_key_failed.lock().remove(group);
+                let source = made.source.clone();
                 self.fresh.lock().push(made);
-                Ok(())
+                self.check_source(&source)
             }
             Err(e) => {
                 self.file_key_failed.lock().insert(group.clone(), (e.repeat(), Instant::now()));

@@ -22,6 +22,8 @@ pub struct TestCmk {
     pub wrapped: AtomicUsize,
     pub unwrapped: AtomicUsize,
     pub contexts: Mutex<Vec<EncryptionContext>>,
+    /// Done when the next key has been made or opened, before the answer leaves the provider.
+    pub answering: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     /// How long each call takes.
     pause: std::time::Duration,
     remote: bool,
@@ -37,6 +39,7 @@ impl TestCmk {
             wrapped: AtomicUsize::new(0),
             unwrapped: AtomicUsize::new(0),
             contexts: Mutex::new(Vec::new()),
+            answering: Mutex::new(None),
             pause: std::time::Duration::ZERO,
             remote: false,
         }
@@ -45,6 +48,11 @@ impl TestCmk {
     /// Slow enough for other threads to arrive during a call.
     pub fn slow(name: &str) -> Self {
         Self { pause: std::time::Duration::from_millis(30), ..Self::new(name) }
+    }
+
+    /// Another one with this one's name and ways.
+    pub fn like(other: &Self) -> Self {
+        Self { remote: other.remote, pause: other.pause, ..Self::new(&other.key_ref.key) }
     }
 
     /// One that may take its time, so that nobody calls it where he must not wait.
@@ -77,6 +85,13 @@ impl TestCmk {
         }
     }
 
+    fn answer(&self) {
+        let answering = self.answering.lock().take();
+        if let Some(answering) = answering {
+            answering();
+        }
+    }
+
     /// A wrapped blob as anybody could make it for a public key: not counted.
     pub fn plant(&self, key: &Secret32, context: &EncryptionContext) -> Vec<u8> {
         wrap::wrap_key(&self.secret, &random::array(), &context.canonical_bytes(), key).to_vec()
@@ -94,6 +109,7 @@ impl CmkProvider for TestCmk {
         self.called(&self.generated, context)?;
         let key = Secret32::random();
         let blob = self.plant(&key, context);
+        self.answer();
         Ok((key, blob))
     }
     fn wrap(&self, key: &Secret32, context: &EncryptionContext) -> Result<Vec<u8>, KeyError> {
@@ -102,8 +118,10 @@ impl CmkProvider for TestCmk {
     }
     fn unwrap(&self, blob: &[u8], context: &EncryptionContext) -> Result<Secret32, KeyError> {
         self.called(&self.unwrapped, context)?;
-        wrap::unwrap_key(&self.secret, &context.canonical_bytes(), blob)
-            .map_err(|_| KeyError::BadBlob { key: self.key_ref.to_string(), reason: "does not authenticate".into() })
+        let key = wrap::unwrap_key(&self.secret, &context.canonical_bytes(), blob)
+            .map_err(|_| KeyError::BadBlob { key: self.key_ref.to_string(), reason: "does not authenticate".into() })?;
+        self.answer();
+        Ok(key)
     }
     fn describe(&self) -> Result<CmkInfo, KeyError> {
         Ok(CmkInfo { key: self.key_ref.clone(), state: CmkState::Enabled, description: String::new(), created: None })

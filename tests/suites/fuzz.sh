@@ -11,7 +11,7 @@ minutes=${1:-60} cores=${CORES:-1}
 triple=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0 \
--Cdebug-assertions -Coverflow-checks"
+-Cdebug-assertions"
 # With a target given, programs that only serve the build are not instrumented.
 cargo build --release --locked --target "$triple" || exit 2
 unset RUSTFLAGS

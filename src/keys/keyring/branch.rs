@@ -217,6 +217,7 @@ impl Keyring {
                 }
             }
         };
+        let answer = answer.and_then(|live| self.check_source(&live.source).map(|()| live));
         flight.land(match &answer {
             Ok(live) => Ok(live.clone()),
             Err(e) => Err(e.repeat()),

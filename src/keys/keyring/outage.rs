@@ -15,7 +15,7 @@ pub struct Loss {
     reason: Reason,
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "shuttle"))]
 impl Loss {
     pub fn of(cmk: usize, reason: Reason) -> Self {
         Self { cmk, reason }
@@ -103,6 +103,19 @@ impl Keyring {
             }
         }
         self.drop_keys(|source| self.lost(source));
+    }
+
+    /// For whoever has just put a key into memory: its CMK may have been lost between its answer and that. `enforce` marks
+    /// the loss before it drops keys, so that one of the two sees this key. An error where the key is gone again.
+    pub(super) fn check_source(&self, source: &KeySource) -> Result<(), KeyError> {
+        if !self.lost(source) {
+            return Ok(());
+        }
+        self.drop_keys(|source| self.lost(source));
+        let at = |cmk: usize| self.cmks.read().get(cmk).cloned();
+        let loss = [source.via(), source.primary()].into_iter().find_map(|cmk| at(cmk)?.loss());
+        // Allowed again meanwhile: the next attempt finds out.
+        loss.map_or_else(|| Err(abandoned()), Err)
     }
 
     fn primary_refuses(&self, source: &KeySource) -> bool {

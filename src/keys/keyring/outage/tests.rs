@@ -187,6 +187,36 @@ fn a_definite_no_drops_the_keys_and_a_yes_heals() {
     assert!(!ring.lost(&ring.open(&header).unwrap().source));
 }
 
+/// A CMK that answers, and then says no before its answer has arrived: the key does not come into memory after all others
+/// have been dropped.
+#[test]
+fn a_key_that_arrives_after_the_drop_does_not_stay() {
+    for (cmk, policy) in [(TestCmk::new("a"), BRANCH), (TestCmk::remote("a"), BRANCH), (TestCmk::remote("a"), PER_FILE)]
+    {
+        for uses in ["an old file", "a new file"] {
+            let cmk = Arc::new(TestCmk::like(&cmk));
+            let ring = Arc::new(ring_with(&[&cmk], policy, QUICK));
+            let header = create(&ring).unwrap();
+            ring.forget();
+            let (watched, said_no) = (ring.clone(), cmk.clone());
+            *cmk.answering.lock() = Some(Box::new(move || {
+                *said_no.mood.lock() = Mood::Refuses;
+                assert_eq!(revoke(&watched).len(), 1);
+            }));
+            let outcome = match uses {
+                "an old file" => open(&ring, &header).map(drop),
+                _ => create(&ring).map(drop),
+            };
+            assert!(matches!(outcome, Err(KeyError::Refused { .. })), "{uses}: {outcome:?}");
+            assert!(ring.status().cached_keys.is_empty(), "{uses}");
+            assert!(ring.files.all().is_empty() && ring.fresh.lock().is_empty(), "{uses}");
+            // Nor does the next one get it.
+            assert!(matches!(open(&ring, &header), Err(KeyError::Refused { .. })), "{uses}");
+            assert!(matches!(create(&ring), Err(KeyError::Refused { .. })), "{uses}");
+        }
+    }
+}
+
 #[test]
 fn a_key_that_alone_is_refused_revokes_nothing() {
     let cmk = remote("a");

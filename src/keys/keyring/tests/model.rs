@@ -3,7 +3,6 @@
 use shuttle::thread;
 
 use super::*;
-use crate::keys::standing::Reason;
 
 fn explore(model: impl Fn() + Send + Sync + Clone + 'static) {
     let config = || {
@@ -71,15 +70,24 @@ fn no_key_of_a_lost_cmk_stays() {
         let writer = ring(&[&cmk]);
         let (header, keys) = new_file(&writer);
         let ring = Arc::new(ring_with(&[&cmk], BRANCH_POLICY, writer.current_branch()));
+        // What the watcher asks again with.
+        opens(&ring, &header, &keys).unwrap();
+        ring.forget();
         let (reader, maker, watcher) = (ring.clone(), ring.clone(), ring.clone());
         together(vec![
             // Either may come before or after the loss.
             Box::new(move || drop(opens(&reader, &header, &keys))),
             Box::new(move || drop(maker.create(&None))),
-            Box::new(move || watcher.enforce(&outage::Loss::of(0, Reason::Revoked))),
+            Box::new(move || {
+                let guard = watcher.cmks().remove(0);
+                *cmk.mood.lock() = Mood::Refuses;
+                guard.probe();
+                let reason = guard.must_drop().expect("the CMK refuses");
+                watcher.enforce(&outage::Loss::of(0, reason));
+            }),
         ]);
-        let left = ring.branches.all();
-        assert!(left.iter().all(|(_, held)| !ring.lost(&held.source)), "a lost key is cached");
+        assert!(ring.cmks()[0].lost().is_some());
+        assert!(ring.branches.all().is_empty(), "a lost key is cached");
         assert!(!ring.growing.lock().of(&None).has_key(), "a lost branch is in use");
         assert!(matches!(ring.create(&None), Err(KeyError::Refused { .. })));
     });
