@@ -21,8 +21,10 @@ use crate::store::{Access, BackingFile, Stat, Store};
 
 /// Blocks of one read: 1 MiB.
 const RUN: u64 = 256;
-/// Blocks that one thread takes of a large file at once: 16 MiB.
+/// Blocks that one thread takes of a large file at once, at least: 16 MiB.
 const SEGMENT: u64 = 16 * RUN;
+/// Segments of one file at most: an empty one costs a look, and a file may claim 2^51 blocks.
+const SEGMENTS_MAX: u64 = 1024;
 /// Bad ranges of one file that are told one by one.
 const RANGES_MAX: usize = 256;
 
@@ -38,6 +40,7 @@ pub(super) struct FileWork {
     /// Blocks to be read.
     first: u64,
     end: u64,
+    per_segment: u64,
     growing: bool,
     /// Nothing but blocks could still be wrong.
     clean: bool,
@@ -112,6 +115,7 @@ impl Check<'_> {
         };
         let length = match geometry.decode(stat.size) {
             Ok(length) => length,
+            Err(_) if spot.stranger => return,
             Err(bad) => {
                 // The header may still tell whose file it is; nothing is moved that might be wanted.
                 return self.report(&problem::IMPOSSIBLE_LENGTH, about, format!("{bad} bytes"));
@@ -128,9 +132,11 @@ impl Check<'_> {
         }
         let opened = match self.headers(&bytes, geometry) {
             Headers::Open(opened) => opened,
+            Headers::Blank | Headers::Closed { .. } if spot.stranger => return,
             Headers::Blank => return self.blank(&spot, &stat, length),
             Headers::Closed { code, detail } => {
                 if *code == problem::HEADER && self.keys.is_some() {
+                    self.forget_link(&stat);
                     self.mend_by_quarantine(code, &spot, detail);
                 } else {
                     if *code == problem::KEY {
@@ -159,10 +165,17 @@ impl Check<'_> {
         stat.nlink <= 1 || self.seen.lock().linked.insert(stat.ino)
     }
 
+    /// Each further name of a file that is moved away is one more finding.
+    fn forget_link(&self, stat: &Stat) {
+        self.seen.lock().linked.remove(&stat.ino);
+    }
+
     fn blank(&self, spot: &Spot, stat: &Stat, length: Length) {
         if matches!(length, Length::Quiet { .. }) {
+            self.forget_link(stat);
             return self.mend_by_quarantine(&problem::HEADER_MISSING, spot, "both header slots are zeros".into());
         }
+        self.xattrs(spot.place(), About::Spot(spot), &SealedBy::Nothing);
         let detail = format!("{} bytes, and no header", stat.size);
         self.mend(&problem::NEVER_SYNCED, About::Spot(spot), detail, "set its length to 0", || self.empty(spot, stat));
     }
@@ -213,9 +226,21 @@ impl Check<'_> {
         }
         let end = blocks_for(size);
         let first = if self.settings.quick { end.saturating_sub(1) } else { 0 };
-        let segments = (end - first).div_ceil(SEGMENT);
-        let file_work =
-            FileWork { spot, file, stat, geometry, opened, first, end, growing, clean, bad: Mutex::new(bad) };
+        let per_segment = SEGMENT.max((end - first).div_ceil(SEGMENTS_MAX));
+        let segments = (end - first).div_ceil(per_segment);
+        let file_work = FileWork {
+            spot,
+            file,
+            stat,
+            geometry,
+            opened,
+            first,
+            end,
+            per_segment,
+            growing,
+            clean,
+            bad: Mutex::new(bad),
+        };
         let shared = Arc::new(Shared::new(file_work, segments.max(1)));
         if segments > 1 {
             work.share(&shared);
@@ -227,8 +252,8 @@ impl Check<'_> {
     pub(super) fn help(&self, shared: &Shared<FileWork>) {
         while let Some(segment) = shared.claim() {
             let work = &shared.work;
-            let first = work.first + segment * SEGMENT;
-            let found = self.segment(work, first.min(work.end), first.saturating_add(SEGMENT).min(work.end));
+            let first = work.first.saturating_add(segment.saturating_mul(work.per_segment));
+            let found = self.segment(work, first.min(work.end), first.saturating_add(work.per_segment).min(work.end));
             work.bad.lock().add(found);
             if shared.done() {
                 self.finish(work);
@@ -305,7 +330,7 @@ impl Check<'_> {
 
     fn segment(&self, work: &FileWork, first: u64, end: u64) -> Bad {
         let mut bad = Bad::default();
-        let mut buffer = vec![0; (RUN.min(end.saturating_sub(first)) as usize) * PAGE];
+        let mut buffer = Vec::new();
         let mut reader = Reader { work, plain: Zeroizing::new([0; PLAIN]), key: None };
         let mut at = first;
         while at < end {
@@ -318,11 +343,12 @@ impl Check<'_> {
             };
             reader.hole(at, data, &mut bad);
             let count = RUN.min(end - data);
-            let pages = &mut buffer[..count as usize * PAGE];
             at = data + count;
             if count == 0 {
                 continue;
             }
+            buffer.resize(count as usize * PAGE, 0);
+            let pages = &mut buffer[..];
             match work.file.read_at(pages, work.geometry.block_offset(data)) {
                 Ok(read) => {
                     pages[read..].fill(0);

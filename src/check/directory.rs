@@ -9,7 +9,7 @@ use super::content::Work;
 use super::place::{Directory, Spot};
 use super::problem;
 use super::small::SealedBy;
-use super::{About, Check, Keys, is};
+use super::{About, Check, Keys, is, kind_text};
 use crate::format::DirId;
 use crate::format::dir_id::{DirRecord, NO_PARENT, claimed_ids};
 use crate::format::names::{
@@ -26,6 +26,7 @@ const NAMES_TRIED_MAX: usize = 256;
 pub(super) struct Child {
     pub raw: Box<[u8]>,
     pub plain: Option<Box<[u8]>>,
+    pub stranger: bool,
 }
 
 /// What an entry's name is.
@@ -63,6 +64,7 @@ impl Here<'_> {
             raw: entry.name.clone(),
             plain: plain.map(Into::into),
             kind: entry.kind,
+            stranger: false,
         }
     }
     fn place<'b>(&'b self, raw: &'b [u8]) -> Place<'b, OwnedFd> {
@@ -99,27 +101,33 @@ impl Check<'_> {
         self.xattrs(Place::Pinned(handle), about, &SealedBy::directory());
         // The root's parent is nobody.
         let parent = if itself.is_none() { Some(NO_PARENT) } else { parent };
-        let id = self.identify(&here, parent, itself);
+        let record = self.record(&here);
+        if let (Some(Spot { stranger: true, .. }), Record::Bad(..)) = (itself, &record) {
+            // No directory of this volume: told by its name.
+            self.incomplete.store(true, Ordering::Relaxed);
+            return None;
+        }
+        let id = self.identify(&here, record, parent, itself);
         let children = self.names(&here, id, work);
         Some((id, children))
     }
 
     /// The id under which the names of a directory are sealed; what is wrong with it is reported.
-    fn identify(&self, here: &Here<'_>, parent: Option<DirId>, itself: Option<&Spot>) -> Option<DirId> {
+    fn identify(&self, here: &Here<'_>, record: Record, parent: Option<DirId>, itself: Option<&Spot>) -> Option<DirId> {
         let about = About::Directory(here.dir);
-        let (why, claimed) = match self.record(here) {
+        let (why, claimed) = match record {
             Record::Unread => return None,
             Record::Formed => return None,
             Record::Authentic(record) => {
                 let named = here.entries.iter().any(|e| is_object(&e.name));
                 let elsewhere = named && !self.plaintext_names() && !self.confirms(here, record.id);
-                // Names that open under another id prove that the record is another directory's.
+                // Names that open under another id: either is in the wrong place, and which one would be a guess.
                 let Some(own) = elsewhere.then(|| self.lost_id(here, None)).flatten() else {
                     self.authentic(here, &record, parent);
                     return Some(record.id);
                 };
-                let why = "the record is authentic, but another directory's";
-                self.mend_record(here, own, parent, why.into());
+                let why = "no name opens under its id, but under another one: the record was exchanged, or the entries were moved here";
+                self.report(&problem::DIR_ID, about, why);
                 return Some(own);
             }
             Record::Bad(why, claimed) => (why, claimed),
@@ -180,8 +188,12 @@ impl Check<'_> {
 
     /// Whether one of the names opens under `id`.
     fn confirms(&self, here: &Here<'_>, id: DirId) -> bool {
+        self.tried(here, id).any(|opens| opens)
+    }
+
+    fn tried<'b>(&'b self, here: &'b Here<'_>, id: DirId) -> impl Iterator<Item = bool> + 'b {
         let objects = here.entries.iter().filter(|entry| is_object(&entry.name)).take(NAMES_TRIED_MAX);
-        objects.into_iter().any(|entry| matches!(self.name(here, &entry.name, Some(id)), Named::Plain(_)))
+        objects.map(move |entry| matches!(self.name(here, &entry.name, Some(id)), Named::Plain(_)))
     }
 
     /// The id of a directory whose record is gone or wrong: what is left of the record, or what subdirectories recorded of their
@@ -207,6 +219,10 @@ impl Check<'_> {
         let about = About::Directory(here.dir);
         let with_cmks = self.config.as_ref().is_none_or(|config| !config.directory_cmks.is_empty());
         match parent {
+            Some(_) if !self.tried(here, id).all(|opens| opens) => {
+                let more = "an id is known that opens some of its names, not all";
+                self.report(&problem::DIR_ID, about, format!("{why}; {more}"));
+            }
             Some(parent) if !with_cmks => {
                 let detail = format!("{why}; its id is known again, and its names prove it");
                 self.mend(&problem::DIR_ID, about, detail, "write its id record anew", || {
@@ -277,13 +293,14 @@ impl Check<'_> {
                 continue;
             }
             if raw.starts_with(TEMP_PREFIX) {
-                self.temporary(here, entry);
+                self.temporary(here, entry, id.is_some() || self.plaintext_names());
                 continue;
             }
             if !is_object(raw) {
                 self.internal(here, entry, &long);
                 continue;
             }
+            let mut stranger = false;
             let plain = match self.name(here, raw, id) {
                 Named::Plain(name) => Some(name),
                 Named::Formed => None,
@@ -292,6 +309,7 @@ impl Check<'_> {
                     None
                 }
                 Named::Stranger => {
+                    stranger = true;
                     let spot = here.spot(entry, None);
                     let detail = "its name does not open in this directory";
                     if proven {
@@ -304,13 +322,14 @@ impl Check<'_> {
                     None
                 }
             };
+            let spot = Spot { stranger, ..here.spot(entry, plain.as_deref()) };
             match entry.kind {
-                Kind::Directory => children.push(Child { raw: raw.into(), plain: plain.map(Vec::into_boxed_slice) }),
-                Kind::File | Kind::Symlink => self.hand_on(here.spot(entry, plain.as_deref()), work),
+                Kind::Directory => children.push(Child { raw: spot.raw, plain: spot.plain, stranger }),
+                Kind::File | Kind::Symlink => self.hand_on(spot, work),
                 _ => {
                     special += 1;
-                    first_special.get_or_insert_with(|| here.spot(entry, plain.as_deref()));
-                    self.hand_on(here.spot(entry, plain.as_deref()), work);
+                    first_special.get_or_insert_with(|| spot.clone());
+                    self.hand_on(spot, work);
                 }
             }
         }
@@ -318,7 +337,7 @@ impl Check<'_> {
             self.counts.lock().special += special;
             let more =
                 if special > 1 { format!(", and {} more in this directory", special - 1) } else { String::new() };
-            self.report(&problem::SPECIAL, About::Spot(&spot), format!("{:?}{more}", spot.kind));
+            self.report(&problem::SPECIAL, About::Spot(&spot), format!("{}{more}", kind_text(spot.kind)));
         }
         // The last one is entered first.
         children.sort_by(|a, b| b.raw.cmp(&a.raw));
@@ -345,15 +364,25 @@ impl Check<'_> {
     }
 
     /// What `mkdir`, `rmdir` and a change of a record leave where a crash comes between.
-    fn temporary(&self, here: &Here<'_>, entry: &Entry) {
+    fn temporary(&self, here: &Here<'_>, entry: &Entry, has_id: bool) {
         let spot = here.spot(entry, None);
         let about = About::Spot(&spot);
+        let leftovers = match entry.kind {
+            Kind::Directory => match self.holds_only_leftovers(&spot) {
+                Ok(leftovers) => leftovers,
+                Err(e) => return self.io_trouble(about, "listing a temporary directory", &e),
+            },
+            _ => false,
+        };
         match entry.kind {
+            Kind::Symlink if !has_id => {
+                self.report(&problem::TEMPORARY, about, "a record of the directory, whose own is not in order");
+            }
             Kind::Symlink => {
                 let detail = "a record of the directory that was to be put in place";
                 self.mend(&problem::TEMPORARY, about, detail, "remove it", || self.remove(&spot));
             }
-            Kind::Directory if self.holds_only_leftovers(&spot) => {
+            Kind::Directory if leftovers => {
                 let detail = "a directory that was being made or removed";
                 self.mend(&problem::TEMPORARY, about, detail, "remove it", || self.remove_leftover_directory(&spot));
             }

@@ -31,12 +31,13 @@ use crate::format::geometry::Geometry;
 use crate::format::names::NameCodec;
 use crate::format::volume::{VolumeConfig, VolumeKeys};
 use crate::format::{DirId, KeyRef};
+use crate::store::Kind;
 use crate::store::disk::DiskStore;
 use crate::sys::descriptor;
 pub use counts::{CmkCount, Counts};
 use place::{Directory, Spot};
-pub use problem::{CODES, Mended, Problem, Severity};
-use problem::{Code, UNREADABLE};
+use problem::UNREADABLE;
+pub use problem::{CODES, Code, Mended, Problem, Severity};
 use repair::Quarantine;
 pub use rooms::QUARANTINE_DIR;
 
@@ -173,7 +174,7 @@ impl<'a> Check<'a> {
         self.tell(code, about, None, detail.into(), Mended::No);
     }
 
-    /// With what `mend` makes of it, in the mode that is wanted. True where it has been done.
+    /// With what `mend` makes of it, in the mode that is wanted. True where it has been done, or would be.
     fn mend(
         &self,
         code: &'static Code,
@@ -190,7 +191,7 @@ impl<'a> Check<'a> {
                 Err(why) => Mended::Failed(format!("{what}: {why}")),
             },
         };
-        let done = matches!(mended, Mended::Done(_));
+        let done = matches!(mended, Mended::Done(_) | Mended::Would(_));
         self.tell(code, about, None, detail.into(), mended);
         done
     }
@@ -237,4 +238,17 @@ impl<'a> Check<'a> {
 
 fn is(error: &io::Error, errno: i32) -> bool {
     error.raw_os_error() == Some(errno)
+}
+
+/// The kind of an object in words.
+fn kind_text(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File => "a file",
+        Kind::Directory => "a directory",
+        Kind::Symlink => "a symbolic link",
+        Kind::Fifo => "a FIFO",
+        Kind::Socket => "a socket",
+        Kind::CharDevice => "a character device",
+        Kind::BlockDevice => "a block device",
+    }
 }

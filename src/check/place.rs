@@ -83,6 +83,8 @@ pub struct Spot {
     pub plain: Option<Box<[u8]>>,
     /// As the directory's listing says.
     pub kind: Kind,
+    /// Its name does not belong here, which has been told: what it is itself is of interest only where it is ours.
+    pub stranger: bool,
 }
 
 impl Spot {

@@ -55,7 +55,7 @@ codes! {
         "restore it from a backup; an empty overflow/ may be made by hand (mode 0700) where it was lost";
     DIR_ID = "dir-id" Damage
         "the directory's id is missing, not authentic, or that of another directory; nothing in it can be reached by name"
-        "--repair puts it back where a subdirectory and the names confirm it; otherwise restore the link .envelopefs.dir from a backup";
+        "--repair puts it back where its names prove it; otherwise restore the link .envelopefs.dir from a backup";
     NAME_AUTH = "name-auth" Damage
         "the entry does not belong in this directory: moved below, forged, or its name was damaged; mounts hide it"
         "move it back where it came from, or restore it from a backup; --repair moves it to quarantine";

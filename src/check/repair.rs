@@ -47,7 +47,7 @@ impl Check<'_> {
         self.quarantined(code, spot, detail);
     }
 
-    /// The same; true where it has been moved.
+    /// The same; true where it has been moved, or would be.
     pub(super) fn quarantined(&self, code: &'static Code, spot: &Spot, detail: String) -> bool {
         // An overflow object that only this leads to is not an orphan.
         self.incomplete.store(true, Ordering::Relaxed);
@@ -119,20 +119,24 @@ impl Check<'_> {
     }
 
     /// Whether a temporary directory holds nothing but what envelopefs itself makes inside one.
-    pub(super) fn holds_only_leftovers(&self, spot: &Spot) -> bool {
-        let dir = self.top.pin(&spot.handle, &spot.raw);
-        dir.is_ok_and(|dir| self.only_leftovers(&dir, LEFTOVER_DEPTH))
+    pub(super) fn holds_only_leftovers(&self, spot: &Spot) -> io::Result<bool> {
+        self.only_leftovers(&self.top.pin(&spot.handle, &spot.raw)?, LEFTOVER_DEPTH)
     }
 
-    fn only_leftovers(&self, dir: &OwnedFd, depth: usize) -> bool {
-        let Ok(entries) = self.top.list(dir) else { return false };
-        entries.iter().all(|entry| match entry.kind {
-            Kind::Symlink => entry.name.starts_with(RESERVED_PREFIX),
-            Kind::Directory if entry.name.starts_with(TEMP_PREFIX) && depth > 0 => {
-                self.top.pin(dir, &entry.name).is_ok_and(|inner| self.only_leftovers(&inner, depth - 1))
+    fn only_leftovers(&self, dir: &OwnedFd, depth: usize) -> io::Result<bool> {
+        for entry in self.top.list(dir)? {
+            let ours = match (entry.kind, depth.checked_sub(1)) {
+                (Kind::Symlink, _) => entry.name.starts_with(RESERVED_PREFIX),
+                (Kind::Directory, Some(depth)) if entry.name.starts_with(TEMP_PREFIX) => {
+                    self.only_leftovers(&self.top.pin(dir, &entry.name)?, depth)?
+                }
+                _ => false,
+            };
+            if !ours {
+                return Ok(false);
             }
-            _ => false,
-        })
+        }
+        Ok(true)
     }
 
     pub(super) fn remove_leftover_directory(&self, spot: &Spot) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::small::overflow_id;
-use super::{About, Check, problem};
+use super::{About, Check, kind_text, problem};
 use crate::format::names::TEMP_PREFIX;
 use crate::format::volume::{OVERFLOW_DIR, TREE_DIR, VOLUME_FILE};
 use crate::store::{Entry, Kind, Place, Stat, Store};
@@ -125,18 +125,5 @@ impl Check<'_> {
                 self.to_quarantine(room, &entry.name, &path, &problem::OVERFLOW_ORPHAN)
             });
         }
-    }
-}
-
-/// The kind of an object in words.
-fn kind_text(kind: Kind) -> &'static str {
-    match kind {
-        Kind::File => "a file",
-        Kind::Directory => "a directory",
-        Kind::Symlink => "a symbolic link",
-        Kind::Fifo => "a FIFO",
-        Kind::Socket => "a socket",
-        Kind::CharDevice => "a character device",
-        Kind::BlockDevice => "a block device",
     }
 }

@@ -4,14 +4,14 @@ use std::os::fd::OwnedFd;
 
 use super::place::Spot;
 use super::problem;
-use super::{About, Check, Keys, is};
+use super::{About, Check, Keys, is, kind_text};
 use crate::crypto::file_keys::FileKeys;
 use crate::format::small::{
     OBJECT_ID_XATTR, OVERFLOW_NAME_LEN, TRUSTED_OBJECT_ID_XATTR, XattrCodec, claimed_target, open_overflow_target,
     open_target, parse_overflow_link,
 };
 use crate::format::volume::OVERFLOW_DIR;
-use crate::store::{Access, BackingFile, Place, Store};
+use crate::store::{Access, BackingFile, Kind, Place, Store};
 
 /// More than the longest sealed target has: bytes.
 const OVERFLOW_READ_MAX: usize = 8 * 1024;
@@ -53,6 +53,7 @@ impl Check<'_> {
                     self.seen.lock().overflow.insert(id);
                     self.overflow_of(spot, id);
                 }
+                None if spot.stranger => {}
                 None => self.report(&problem::SYMLINK_AUTH, about, "it is not a sealed target"),
             }
             return;
@@ -67,6 +68,7 @@ impl Check<'_> {
                     self.report(&problem::SYMLINK_AUTH, about, format!("{} does not open", overflow_path(&id)));
                 }
             }
+            _ if spot.stranger => {}
             _ => self.mend_by_quarantine(&problem::SYMLINK_AUTH, spot, "its target does not open".into()),
         }
     }
@@ -76,14 +78,23 @@ impl Check<'_> {
         let about = About::Spot(spot);
         let name = overflow_name(&id);
         let read = self.top.pin(self.top.root(), OVERFLOW_DIR.as_bytes()).and_then(|dir| {
-            let file = self.top.open_file(Place::Entry { dir: &dir, name: &name }, Access::Read)?;
+            let place = Place::Entry { dir: &dir, name: &name };
+            let kind = self.top.stat(place)?.kind;
+            if kind != Kind::File {
+                return Ok(Err(kind));
+            }
+            let file = self.top.open_file(place, Access::Read)?;
             let mut sealed = vec![0; OVERFLOW_READ_MAX];
             let len = file.read_at(&mut sealed, 0)?;
             sealed.truncate(len);
-            Ok(sealed)
+            Ok(Ok(sealed))
         });
         match read {
-            Ok(sealed) => return Some(sealed),
+            Ok(Ok(sealed)) => return Some(sealed),
+            Ok(Err(kind)) => {
+                let detail = format!("{} is {}", overflow_path(&id), kind_text(kind));
+                self.report(&problem::OVERFLOW_MISSING, about, detail);
+            }
             Err(e) if is(&e, libc::ENOENT) => {
                 self.report(&problem::OVERFLOW_MISSING, about, format!("{} is not there", overflow_path(&id)));
             }
@@ -135,7 +146,11 @@ impl Check<'_> {
                 }
             };
             if !codec.as_ref().is_some_and(|codec| codec.open(&name, &value).is_ok()) {
-                self.report(&problem::XATTR_AUTH, about, format!("attribute {}", name.escape_ascii()));
+                let why = match by {
+                    SealedBy::Nothing => ": the file has no header and so no key; emptied below, or never synced",
+                    _ => "",
+                };
+                self.report(&problem::XATTR_AUTH, about, format!("attribute {}{why}", name.escape_ascii()));
             }
         }
     }

@@ -105,6 +105,7 @@ impl Check<'_> {
             raw: child.raw,
             plain: child.plain,
             kind: Kind::Directory,
+            stranger: child.stranger,
         };
         let about = About::Spot(&spot);
         let opened = self

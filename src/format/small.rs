@@ -195,6 +195,16 @@ mod tests {
     }
 
     #[test]
+    fn forms_of_links_are_told_without_a_key() {
+        assert_eq!(claimed_target(&seal_target(&key(), [2; 16], b"x")), Some(None));
+        assert_eq!(claimed_target(&overflow_link(&key(), [2; 16])), Some(Some([2; 16])));
+        let too_long = seal_target(&key(), [2; 16], &[b'x'; 1000]);
+        for content in [&b"/etc/passwd"[..], b"@", b"@AAAA", b"", b"AAAA", &too_long] {
+            assert_eq!(claimed_target(content), None);
+        }
+    }
+
+    #[test]
     fn equal_targets_look_different() {
         assert_ne!(seal_target(&key(), [2; 16], b"same")[22..], seal_target(&key(), [3; 16], b"same")[22..]);
     }
