@@ -252,3 +252,6 @@ fn kind_text(kind: Kind) -> &'static str {
         Kind::BlockDevice => "a block device",
     }
 }
+
+#[cfg(test)]
+mod tests;

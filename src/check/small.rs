@@ -145,7 +145,7 @@ impl Check<'_> {
                     continue;
                 }
             };
-            if !codec.as_ref().is_some_and(|codec| codec.open(&name, &value).is_ok()) {
+            if codec.as_ref().is_none_or(|codec| codec.open(&name, &value).is_err()) {
                 let why = match by {
                     SealedBy::Nothing => ": the file has no header and so no key; emptied below, or never synced",
                     _ => "",

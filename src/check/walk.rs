@@ -85,7 +85,6 @@ impl Check<'_> {
                 continue;
             };
             if frame.handle.is_none() && !self.reopen(&mut stack) {
-                stack.pop();
                 continue;
             }
             if let Some(next) = self.enter(&stack, child, work) {
@@ -137,13 +136,19 @@ impl Check<'_> {
         Some(Frame { dir, id, handle: Some(handle), children })
     }
 
-    /// Opens the last directory of the stack and those before it again, by their names.
-    fn reopen(&self, stack: &mut [Frame]) -> bool {
-        let Some(known) = stack.iter().rposition(|frame| frame.handle.is_some()) else { return false };
+    /// Opens the last directory of the stack and those before it again, by their names. Where one is not there any more, it
+    /// and what is below it leave the stack.
+    fn reopen(&self, stack: &mut Vec<Frame>) -> bool {
+        let known = stack.iter().enumerate().rev().find_map(|(at, frame)| Some((at, frame.handle.clone()?)));
+        // The root always is.
+        let Some((known, mut handle)) = known else {
+            stack.clear();
+            return false;
+        };
         let keep_from = stack.len().saturating_sub(OPEN_MAX);
-        let Some(mut handle) = stack[known].handle.clone() else { return false };
-        for at in known + 1..stack.len() {
-            let dir = stack[at].dir.clone();
+        let mut at = known + 1;
+        while let Some(frame) = stack.get_mut(at) {
+            let dir = frame.dir.clone();
             let opened = self.top.pin(&handle, dir.raw()).and_then(|next| {
                 let stat = self.top.stat(Place::Pinned(&next))?;
                 Ok((next, stat.kind == Kind::Directory && stat.ino == dir.ino))
@@ -153,16 +158,19 @@ impl Check<'_> {
                 Ok((_, false)) => {
                     self.incomplete.store(true, Ordering::Relaxed);
                     self.report(&problem::CHANGED, About::Directory(&dir), "another directory stands here now");
+                    stack.truncate(at);
                     return false;
                 }
                 Err(e) => {
                     self.io_trouble(About::Directory(&dir), "opening the directory again", &e);
+                    stack.truncate(at);
                     return false;
                 }
             }
             if at >= keep_from {
-                stack[at].handle = Some(handle.clone());
+                frame.handle = Some(handle.clone());
             }
+            at += 1;
         }
         true
     }

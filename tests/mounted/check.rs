@@ -266,6 +266,9 @@ fn tampered_headers() {
     let victim = |case: &Path| scene.at(case, "victim");
     let header = [found("header", "/victim")];
     scene.expect(7, &header, |c| flip(&victim(c), 100));
+    // Of a file with two names, both: each is moved away by itself.
+    let names = [found("header", "/other"), found("header", "/other name")];
+    scene.expect(7, &names, |c| flip(&scene.at(c, "other"), 100));
     // Suite, floor, reserved bytes, flags: with the right checksum.
     for offset in [10, 32, 20, 16] {
         scene.expect(7, &header, |c| {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, mkdirat};
 
-use super::check::{BLOCKS, LONG, Report, SIZE, Scene, block, blocks, flip, found, nameless, page, put};
+use super::check::{LONG, Report, SIZE, Scene, block, blocks, flip, found, nameless, page, put};
 use super::content::{create, read_write};
 use super::metadata::mtime;
 use crate::common::*;
@@ -215,24 +215,12 @@ fn a_missing_key_is_not_damage() {
     assert!(digest(&volume.cipher) == before);
     fs::rename(volume.config.join("away"), &tenant).unwrap();
     // A record whose list of CMKs was taken away: which they were would be a guess.
-    let (dir, ino) = (volume.cipher.join("tree"), fs::metadata(&volume.cipher).unwrap().ino());
-    assert!(dir.exists() && ino > 0);
+    let dir = volume.cipher.join("tree");
     let team = walk(&dir).into_iter().find(|p| p.is_dir()).unwrap();
     fs::remove_file(team.join(".envelopefs.dir")).unwrap();
     symlink(fs::read_link(dir.join(".envelopefs.dir")).unwrap(), team.join(".envelopefs.dir")).unwrap();
     let report = Report::of(&volume, &volume.cipher, &["--repair", "--yes"]);
     assert_eq!((report.exit, report.count("repaired")), (7, 0), "{:#}", report.value);
-}
-
-#[test]
-fn a_copy_of_the_key_that_some_files_lack_is_counted() {
-    needs!(have_mount);
-    let volume = Volume::new();
-    let mount = volume.mount();
-    fs::write(mount.join("file"), b"x").unwrap();
-    mount.unmount();
-    let report = Report::of(&volume, &volume.cipher, &[]);
-    assert_eq!(report.value["counts"]["cmks"][0]["files"], 1);
 }
 
 #[test]
@@ -330,7 +318,8 @@ fn deep_trees_need_neither_stack_nor_descriptors() {
     let output = finish(&mut command);
     let value: serde_json::Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)));
-    let report = Report { exit: 7, value };
+    let report = Report { exit: output.status.code().unwrap(), value };
+    assert_eq!(report.exit, 7);
     assert_eq!(report.count("directories"), 2 * DEPTH + 1);
     assert!(report.problems().iter().all(|p| p["code"] == "dir-id"), "{}", report.problems()[0]);
     assert_eq!(report.count("damage"), 2 * DEPTH);
@@ -382,5 +371,4 @@ fn many_bad_blocks_stay_few_lines() {
     let report = Report::of(&volume, &volume.cipher, &[]);
     assert!(report.problems().len() <= 256 && report.exit == 7);
     assert!(report.problems().iter().any(|p| p["detail"].as_str().unwrap().contains("more bad blocks")));
-    assert!(BLOCKS > 0);
 }
