@@ -2,6 +2,7 @@
 //!
 //! Imports point strictly downward in this list (`ARCHITECTURE.md` explains the rooms, a test holds the order).
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod crypto;

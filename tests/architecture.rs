@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms from the ground up; a room imports rooms of lower rank only. `config` serves `mount` and `cli`.
-const RANKS: [(&str, u32); 13] = [
+const RANKS: [(&str, u32); 14] = [
     ("sys", 0),
     ("sync", 0),
     ("crypto", 1),
@@ -15,6 +15,7 @@ const RANKS: [(&str, u32); 13] = [
     ("file", 4),
     ("fs", 5),
     ("fuse", 6),
+    ("check", 6),
     ("config", 6),
     ("mount", 7),
     ("cli", 8),

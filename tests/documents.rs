@@ -71,6 +71,19 @@ fn suites_that_the_documents_name_exist() {
     }
 }
 
+/// doc/CHECK.md has a row for each code of the program, word for word, and no other.
+#[test]
+fn every_code_of_check_is_documented() {
+    let document = read("doc/CHECK.md");
+    let table = document.split_once("## Codes").unwrap().1;
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    let want: Vec<String> = envelopefs::check::CODES
+        .iter()
+        .map(|c| format!("| `{}` | {} | {} | {} |", c.word, c.severity.word(), c.meaning, c.advice))
+        .collect();
+    assert_eq!(rows, want);
+}
+
 #[test]
 fn the_readme_names_every_exit_code() {
     let readme = read("README.md");

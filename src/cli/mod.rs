@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Turns errors into messages and exit codes.
 
 mod cat;
+mod check;
 mod cmk;
 mod docs;
 mod export;
@@ -48,7 +49,7 @@ Exit codes:
   4  key: CMK not configured, refused, unreachable, wrong passphrase; status: a CMK of the mount is one of these
   5  mountpoint or FUSE
   6  busy: the encrypted directory belongs to another mount, or the mount is in use
-  7  damage: cat or export met content that is corrupt
+  7  damage: cat, export or check met content that is corrupt
 
 Environment:
   ENVELOPEFS_LOG         error, warn (default), info or debug
@@ -75,6 +76,7 @@ enum Command {
     Mount(mount::Mount),
     Info(info::Info),
     Cat(cat::Cat),
+    Check(check::Check),
     Export(export::Export),
     Status(status::Status),
     ForgetKeys(forget_keys::ForgetKeys),
@@ -178,6 +180,7 @@ pub fn main(args: std::env::ArgsOs) -> ExitCode {
         Command::Mount(args) => args.run(),
         Command::Info(args) => args.run(),
         Command::Cat(args) => args.run(),
+        Command::Check(args) => args.run(),
         Command::Export(args) => args.run(),
         Command::Status(args) => args.run(),
         Command::ForgetKeys(args) => args.run(),

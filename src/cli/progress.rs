@@ -37,6 +37,11 @@ impl Progress {
         }
     }
 
+    /// Runs something that prints lines, which stay above the bar.
+    pub fn above(&self, print: impl FnOnce()) {
+        self.0.suspend(print);
+    }
+
     /// A line that stays above the bar.
     pub fn line(&self, text: &str) {
         self.0.suspend(|| super::note(text));

@@ -6,13 +6,15 @@ use super::raw_tree::RawTree;
 use super::{Failure, PassphraseArgs, note};
 use crate::config::MountOptions;
 use crate::file::Seek;
+use crate::format::volume::UnverifiedVolume;
 use crate::fs::{Fs, FsError, Ino, OpenMode, ROOT};
 use crate::keys::guard::{Guard, OutagePolicy};
+use crate::keys::passphrase::PassphraseSource;
 use crate::keys::providers::{KMS_DEADLINE, Opening, open_cmks};
 use crate::mount::cipher_dir::CipherDir;
-use crate::mount::trust::{self, Request};
+use crate::mount::trust::{self, Request, Unlocked};
 use crate::mount::waiting::Patience;
-use crate::mount::{Access, open_fs, serve};
+use crate::mount::{Access, MountError, open_fs, serve};
 use crate::store::Stat;
 use crate::store::disk::DiskStore;
 
@@ -78,24 +80,32 @@ pub fn open(
         let cmks = Guard::all(&uris, cmks, OutagePolicy::default());
         return Ok(Opened::Raw(RawTree::open(dir, cmks)?));
     };
-    let unlocked = trust::unlock(
-        &dir,
-        volume,
-        &Request {
-            cmks: &named.cmks,
-            trust_first_use: named.trust_first_use,
-            passphrase: &passphrase,
-            outage: OutagePolicy::default(),
-            patience: Patience::none(KMS_DEADLINE),
-            every_cmk: false,
-            record: named.trust_first_use,
-            command,
-        },
-    )?;
+    let unlocked = unlock(&dir, volume, &named, &passphrase, command)?;
     let budget = usize::try_from(descriptors / 4).unwrap_or(usize::MAX).clamp(64, 4096);
     let access = Access { read_only: true, noatime: true, descriptor_budget: budget };
     let volume = open_fs(&dir, unlocked, access)?;
     Ok(Opened::Volume(VolumeTree { fs: volume.fs, _dir: dir }))
+}
+
+/// Unlocks a volume for reading.
+pub fn unlock(
+    dir: &CipherDir,
+    volume: UnverifiedVolume,
+    named: &MountOptions,
+    passphrase: &PassphraseSource,
+    command: (&str, &str),
+) -> std::result::Result<Unlocked, MountError> {
+    let request = Request {
+        cmks: &named.cmks,
+        trust_first_use: named.trust_first_use,
+        passphrase,
+        outage: OutagePolicy::default(),
+        patience: Patience::none(KMS_DEADLINE),
+        every_cmk: false,
+        record: named.trust_first_use,
+        command,
+    };
+    trust::unlock(dir, volume, &request)
 }
 
 /// The options that say whom to trust, as `mount` has them.
@@ -111,11 +121,11 @@ pub struct TrustArgs {
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<String>,
     #[command(flatten)]
-    passphrase: PassphraseArgs,
+    pub passphrase: PassphraseArgs,
 }
 
 impl TrustArgs {
-    fn named(&self) -> std::result::Result<MountOptions, Failure> {
+    pub fn named(&self) -> std::result::Result<MountOptions, Failure> {
         let mut options = MountOptions::default();
         for list in &self.options {
             options.parse(list).map_err(|e| Failure::new(super::exit::USAGE, e.to_string()))?;

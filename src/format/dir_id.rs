@@ -86,6 +86,19 @@ impl DirRecord {
     }
 }
 
+/// Id and parent as a record claims them, where it has the form of one. Nothing of it is authentic.
+pub fn claimed_ids(target: &[u8]) -> Option<(DirId, DirId)> {
+    if !(ENCODED_LEN..=ENCODED_MAX).contains(&target.len()) {
+        return None;
+    }
+    let record = BASE64URL_NOPAD.decode(target).ok()?;
+    let (said, _) = record.split_last_chunk::<MAC_LEN>()?;
+    let (id, rest) = said.split_first_chunk()?;
+    let (parent, list) = rest.split_first_chunk()?;
+    parse_keys(list)?;
+    Some((*id, *parent))
+}
+
 /// The first 12 bytes of the HMAC of everything before it.
 fn mac(key: &Secret32, said: &[u8]) -> [u8; MAC_LEN] {
     let full = hmac_sha256(key, &[said]);

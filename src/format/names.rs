@@ -134,6 +134,18 @@ impl NameCodec {
     }
 }
 
+/// Whether a short entry name has the form of a sealed one; all that can be told without the key.
+pub fn has_name_form(raw: &[u8]) -> bool {
+    let mut buf = [0u8; SEALED_SHORT_MAX];
+    from_base64(raw, &mut buf).is_ok_and(|sealed| sealed.len() > SIV_LEN)
+}
+
+/// Whether `target` is the full form that belongs to the entry name `short`, by their hash; needs no key.
+pub fn is_companion_of(short: &[u8], target: &[u8]) -> bool {
+    let mut buf = [0u8; SEALED_MAX];
+    from_base64(target, &mut buf).is_ok_and(|sealed| sealed.len() > SEALED_SHORT_MAX && *short_form(sealed) == *short)
+}
+
 fn decode_reserved(raw: &[u8]) -> Result<Decoded, AuthError> {
     let Some(rest) = raw.strip_prefix(LONG_PREFIX) else { return Ok(Decoded::Internal) };
     let (hash, internal) = match rest.strip_suffix(LONG_SUFFIX) {

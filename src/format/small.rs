@@ -25,6 +25,8 @@ const XATTR_NAME_LABEL: &[u8] = b"envelopefs v1 xattr name";
 const XATTR_VALUE_LABEL: &[u8] = b"envelopefs v1 xattr value";
 
 const ID_LEN: usize = 16;
+/// Characters of an overflow object's name: the id in lowercase hex.
+pub const OVERFLOW_NAME_LEN: usize = 2 * ID_LEN;
 /// Longest symlink target that Linux takes, in bytes; nothing longer is decoded.
 const TARGET_MAX: usize = 4095;
 /// First character of an overflow link; base64url has none like it.
@@ -78,6 +80,19 @@ pub fn parse_overflow_link(key: &Secret32, content: &[u8]) -> Result<Option<[u8;
     let raw = BASE64URL_NOPAD.decode(text).map_err(|_| AuthError)?;
     let (id, mac) = raw.split_first_chunk::<ID_LEN>().ok_or(AuthError)?;
     if mac_eq(mac, &overflow_mac(key, id)) { Ok(Some(*id)) } else { Err(AuthError) }
+}
+
+/// The form of a link's content, which is all that can be told without the key: `Some(Some(id))` for an overflow link,
+/// `Some(None)` for a sealed target, `None` for anything else.
+pub fn claimed_target(content: &[u8]) -> Option<Option<[u8; 16]>> {
+    match content.strip_prefix(&[OVERFLOW_MARK]) {
+        Some(text) => {
+            let raw: [u8; 32] = BASE64URL_NOPAD.decode(text).ok()?.try_into().ok()?;
+            raw.first_chunk().copied().map(Some)
+        }
+        None if content.len() > INLINE_TARGET_MAX => None,
+        None => (BASE64URL_NOPAD.decode(content).ok()?.len() > ID_LEN + SIV_LEN).then_some(None),
+    }
 }
 
 fn overflow_mac(key: &Secret32, id: &[u8; 16]) -> [u8; 16] {
@@ -177,6 +192,16 @@ mod tests {
             assert!(open_target(&Secret32::from_bytes([9; 32]), &sealed).is_err());
         }
         assert!(open_target(&key(), &vec![b'A'; 1 << 20]).is_err());
+    }
+
+    #[test]
+    fn forms_of_links_are_told_without_a_key() {
+        assert_eq!(claimed_target(&seal_target(&key(), [2; 16], b"x")), Some(None));
+        assert_eq!(claimed_target(&overflow_link(&key(), [2; 16])), Some(Some([2; 16])));
+        let too_long = seal_target(&key(), [2; 16], &[b'x'; 1000]);
+        for content in [&b"/etc/passwd"[..], b"@", b"@AAAA", b"", b"AAAA", &too_long] {
+            assert_eq!(claimed_target(content), None);
+        }
     }
 
     #[test]

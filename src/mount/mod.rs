@@ -25,6 +25,7 @@ use crate::format::names::NameCodec;
 use crate::format::volume::{VolumeConfig, VolumeKeys};
 use crate::fs::{Fs, FsConfig};
 use crate::keys::KeyError;
+use crate::keys::guard::Guard;
 use crate::keys::keyring::{KeyPolicy, Keyring};
 use crate::store::disk::DiskStore;
 use cipher_dir::CipherDir;
@@ -60,6 +61,29 @@ pub struct Access {
 /// The filesystem of an unlocked volume, with the keys to rewrite its volume file.
 pub fn open_fs(dir: &CipherDir, unlocked: Unlocked, access: Access) -> Result<OpenVolume, MountError> {
     let Unlocked { config, keys, cmks, directory_cmks } = unlocked;
+    let (files, names) = files_of(&config, &keys, cmks, directory_cmks);
+    let rewrite_keys = duplicate(&keys);
+    let fs_config = FsConfig {
+        files: files.clone(),
+        names,
+        keys,
+        read_only: access.read_only,
+        noatime: access.noatime,
+        descriptor_budget: access.descriptor_budget,
+    };
+    let tree = dir.tree()?.noatime(access.noatime);
+    let fs = Fs::new(tree, dir.overflow()?, fs_config)
+        .map_err(|e| MountError::Volume(format!("{}: the tree cannot be used: {e}", dir.path().display())))?;
+    Ok(OpenVolume { fs: Arc::new(fs), files, config, keys: rewrite_keys })
+}
+
+/// What all files of an unlocked volume share, and its names.
+pub fn files_of(
+    config: &VolumeConfig,
+    keys: &VolumeKeys,
+    cmks: Vec<Arc<Guard>>,
+    directory_cmks: Vec<Arc<Guard>>,
+) -> (Arc<FileContext>, NameCodec) {
     let keyring = Keyring::new(
         config.volume_id,
         cmks,
@@ -76,20 +100,7 @@ pub fn open_fs(dir: &CipherDir, unlocked: Unlocked, access: Access) -> Result<Op
         keyring.add_cmk(cmk);
     }
     let names = if config.plaintext_names { NameCodec::Plain } else { NameCodec::encrypted(&keys.names) };
-    let rewrite_keys = duplicate(&keys);
-    let files = Arc::new(FileContext { keyring, geometry: Geometry { header_pages: config.header_pages } });
-    let fs_config = FsConfig {
-        files: files.clone(),
-        names,
-        keys,
-        read_only: access.read_only,
-        noatime: access.noatime,
-        descriptor_budget: access.descriptor_budget,
-    };
-    let tree = dir.tree()?.noatime(access.noatime);
-    let fs = Fs::new(tree, dir.overflow()?, fs_config)
-        .map_err(|e| MountError::Volume(format!("{}: the tree cannot be used: {e}", dir.path().display())))?;
-    Ok(OpenVolume { fs: Arc::new(fs), files, config, keys: rewrite_keys })
+    (Arc::new(FileContext { keyring, geometry: Geometry { header_pages: config.header_pages } }), names)
 }
 
 pub struct OpenVolume {

@@ -3,6 +3,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod check;
+mod check_repair;
 mod content;
 mod control;
 mod directory_cmk;

@@ -28,6 +28,16 @@ fn sealed(list: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn claims_are_read_without_a_key() {
+    let record = DirRecord { id: [1; 16], parent: [2; 16], keys: None };
+    let target = record.encode(&Secret32::from_bytes([3; 32])).unwrap();
+    assert_eq!(claimed_ids(&target), Some(([1; 16], [2; 16])));
+    assert_eq!(claimed_ids(&target[1..]), None);
+    assert_eq!(claimed_ids(b"../../etc/passwd"), None);
+    assert_eq!(claimed_ids(&[b'A'; ENCODED_MAX + 1]), None);
+}
+
+#[test]
 fn round_trip_in_59_characters() {
     let target = plain().encode(&key()).unwrap();
     assert_eq!(target.len(), ENCODED_LEN);

@@ -24,6 +24,21 @@ fn back(codec: &NameCodec, encoded: &Encoded) -> Vec<u8> {
 }
 
 #[test]
+fn forms_are_told_without_a_key() {
+    let codec = NameCodec::encrypted(&Secret32::from_bytes([1; 32]));
+    let short = codec.encode(&[2; 16], b"a").unwrap();
+    assert!(
+        has_name_form(&short.name) && !has_name_form(b"notes.txt") && !has_name_form(b"AAAA") && !has_name_form(b"")
+    );
+    let long = codec.encode(&[2; 16], &[b'n'; 255]).unwrap();
+    let (_, full) = long.companion.unwrap();
+    assert!(!has_name_form(&long.name) && is_companion_of(&long.name, &full));
+    assert!(!is_companion_of(&long.name, &short.name) && !is_companion_of(&short.name, &short.name));
+    let (_, other) = codec.encode(&[2; 16], &[b'm'; 255]).unwrap().companion.unwrap();
+    assert!(!is_companion_of(&long.name, &other));
+}
+
+#[test]
 fn every_length_round_trips_and_fits() {
     let codec = codec();
     for len in 1..=NAME_MAX {
