@@ -70,6 +70,11 @@ impl RawTree {
         }
     }
 
+    /// With the keys fetched that `op` lacks.
+    fn patiently<T>(&self, op: impl FnMut() -> std::result::Result<T, FileError>) -> std::result::Result<T, FileError> {
+        self.context.keyring.patiently(op)
+    }
+
     /// The store's attributes with the plaintext size.
     fn stat(&self, node: &RawNode) -> Result<Stat> {
         let mut stat = self.store.stat(self.place(node))?;
@@ -207,7 +212,12 @@ impl Source for RawTree {
         let names = self.store.list_xattrs(place)?;
         let is_file = self.store.stat(place)?.kind == Kind::File;
         let sealed = names.iter().any(|name| XattrCodec::is_encoded(name));
-        let codec = if is_file && sealed { self.file(node)?.xattrs(false)? } else { None };
+        let codec = if is_file && sealed {
+            let file = self.file(node)?;
+            self.patiently(|| file.xattrs(false))?
+        } else {
+            None
+        };
         let mut xattrs = Vec::new();
         for name in names {
             if name == OBJECT_ID_XATTR {
@@ -227,16 +237,16 @@ impl Source for RawTree {
 
     fn open(&self, node: &RawNode) -> Result<Self::Content> {
         let file = self.file(node)?;
-        file.authenticate()?;
+        self.patiently(|| file.authenticate())?;
         Ok(file)
     }
 
     fn read(&self, content: &Self::Content, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        Ok(content.read(offset, buf)?)
+        Ok(self.patiently(|| content.read(offset, buf))?)
     }
 
     fn next_data(&self, content: &Self::Content, offset: u64) -> Result<Option<u64>> {
-        match content.seek(Seek::Data, offset) {
+        match self.patiently(|| content.seek(Seek::Data, offset)) {
             Ok(at) => Ok(Some(at)),
             Err(FileError::NoOffset) => Ok(None),
             Err(e) => Err(e.into()),

@@ -202,24 +202,23 @@ impl Source for VolumeTree {
     }
 
     fn xattrs(&self, node: &Self::Node) -> Result<Vec<Xattr>> {
-        self.fs
-            .listxattr(node.ino)?
-            .into_iter()
-            .map(|name| Ok((name.clone(), self.fs.getxattr(node.ino, &name)?)))
-            .collect()
+        let names = self.fs.patiently(|fs| fs.listxattr(node.ino))?;
+        let value = |name: &[u8]| self.fs.patiently(|fs| fs.getxattr(node.ino, name));
+        names.into_iter().map(|name| Ok((name.clone(), value(&name)?))).collect()
     }
 
     fn open(&self, node: &Self::Node) -> Result<Self::Content> {
-        self.fs.open(node.ino, OpenMode { read: true, write: false, truncate: false, drop_privileges: false })?;
+        let mode = OpenMode { read: true, write: false, truncate: false, drop_privileges: false };
+        self.fs.patiently(|fs| fs.open(node.ino, mode))?;
         Ok(OpenFile(node.clone()))
     }
 
     fn read(&self, content: &Self::Content, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        self.fs.read(content.0.ino, offset, buf)
+        self.fs.patiently(|fs| fs.read(content.0.ino, offset, buf))
     }
 
     fn next_data(&self, content: &Self::Content, offset: u64) -> Result<Option<u64>> {
-        match self.fs.seek(content.0.ino, Seek::Data, offset) {
+        match self.fs.patiently(|fs| fs.seek(content.0.ino, Seek::Data, offset)) {
             Ok(at) => Ok(Some(at)),
             Err(e) if e.errno() == libc::ENXIO => Ok(None),
             Err(e) => Err(e),

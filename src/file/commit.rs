@@ -64,7 +64,8 @@ impl<F: BackingFile> EncryptedFile<F> {
         let size = self.size();
         if size == 0 {
             if st.phase == Phase::Growing {
-                st.phase = Phase::Empty;
+                // A first write that failed; whoever made it has not put the length right yet.
+                self.drop_content(st)?;
             }
             return Ok(());
         }

@@ -102,9 +102,14 @@ impl<F> State<F> {
 impl<F: BackingFile> EncryptedFile<F> {
     /// Reads length and header once and authenticates both. Idempotent.
     pub(super) fn load(&self, st: &mut State<F>) -> Result<(), FileError> {
-        if st.loaded {
-            return Ok(());
+        if !st.loaded {
+            self.load_anew(st)?;
+            self.keys_dropped.store(false, Ordering::Release);
         }
+        Ok(())
+    }
+
+    fn load_anew(&self, st: &mut State<F>) -> Result<(), FileError> {
         let geometry = self.context.geometry;
         let backing_len = st.backing.stat()?.size;
         let length =
@@ -144,7 +149,9 @@ impl<F: BackingFile> EncryptedFile<F> {
         }
         st.floor_known = size == 0 || open.header.size_floor == size;
         (st.phase, st.open, st.header_settled) = (phase, Some(open), false);
-        (st.tail_agrees, st.tail_settled, st.resized) = (false, false, false);
+        // Loaded before, the file may have changes that are not durable: older versions of its last block may come back.
+        let durable = self.synced.load(Ordering::Acquire) >= self.sync_token();
+        (st.tail_agrees, st.tail_settled, st.resized) = (false, false, !durable);
         self.last_says_size.store(false, Ordering::Release);
         if let Length::Growing { blocks } = length
             && st.writable
@@ -152,7 +159,6 @@ impl<F: BackingFile> EncryptedFile<F> {
             self.adopt_growing(st, blocks)?;
         }
         st.loaded = true;
-        self.keys_dropped.store(false, Ordering::Release);
         Ok(())
     }
 

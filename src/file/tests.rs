@@ -17,6 +17,7 @@ use crate::keys::test_cmk::TestCmk;
 use crate::store::memory::MemoryStore;
 use crate::store::{Access, Creator, Place, Store};
 
+mod keys;
 #[cfg(feature = "shuttle")]
 mod model;
 

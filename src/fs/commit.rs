@@ -240,11 +240,15 @@ impl<S: Store> Fs<S> {
                 self.keep_set_id(&node);
                 settled
             });
-            if let Some(Err(e)) = &dropped {
+            let had_keys = dropped.is_some();
+            if let Some(Err(e)) = dropped {
+                let e = FsError::from(e);
+                node.with(|state| state.failed = Some(e.errno()));
+                self.dirty.mark(&node);
                 let detail = format!("its key goes before what was written is settled: {e}");
                 self.reports.error("commit", &self.backing_path(&node), &detail);
             }
-            if dropped.is_some() || source.is_some_and(|source| lost(&source)) {
+            if had_keys || source.is_some_and(|source| lost(&source)) {
                 node.with(|state| state.source = None);
                 affected.push(node.ino);
             }

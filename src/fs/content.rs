@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::nodes::{Content, Node};
 use super::{Fs, FsError, Ino, OpenMode, Result};
-use crate::file::{EncryptedFile, Fallocate, Seek};
+use crate::file::{EncryptedFile, Fallocate, FileError, Seek};
 use crate::format::small::XattrCodec;
 use crate::store::{Access, Kind, Store};
 
@@ -100,14 +100,10 @@ impl<S: Store> Fs<S> {
             self.writable()?;
         }
         let node = self.file_node(ino)?;
-        if mode.truncate {
-            // Emptying a file needs no key, but what is written next does: refused before the old content is gone.
-            self.keys_for_new_files(&node)?;
-        }
         let content = self.hold(&node, mode.write || mode.truncate)?;
         // The open is counted, so that keys are looked for under no lock of ours.
         let ready = if mode.truncate {
-            self.resize(&node, &content, 0).and_then(|()| match mode.drop_privileges {
+            self.empty(&node, &content).and_then(|()| match mode.drop_privileges {
                 true => self.drop_privileges(&node),
                 false => Ok(()),
             })
@@ -133,12 +129,39 @@ impl<S: Store> Fs<S> {
         }
     }
 
+    /// O_TRUNC. Emptying needs no key, but what is written next does: refused before the old content is gone.
+    fn empty(&self, node: &Arc<Node<S>>, content: &Content<S>) -> Result<()> {
+        if self.keeps_header(node, content)? {
+            match content.authenticate() {
+                Err(FileError::Key(e)) if e.may_pass() => return Err(self.noted(node, e)),
+                // A broken file can be emptied.
+                _ => {}
+            }
+        } else {
+            self.keys_for_new_files(node)?;
+        }
+        self.cut(node, content, 0)
+    }
+
     /// Truncates content that is open for writing.
     pub(super) fn resize(&self, node: &Arc<Node<S>>, content: &Content<S>, size: u64) -> Result<()> {
-        self.charge(node);
-        if size == 0 && self.has_sealed_xattrs(node)? {
+        if size == 0 {
+            self.keeps_header(node, content)?;
+        }
+        self.cut(node, content, size)
+    }
+
+    /// Whether the header stays when the file is emptied, which the content is told.
+    fn keeps_header(&self, node: &Arc<Node<S>>, content: &Content<S>) -> Result<bool> {
+        let sealed = self.has_sealed_xattrs(node)?;
+        if sealed {
             content.keep_header(true);
         }
+        Ok(sealed)
+    }
+
+    fn cut(&self, node: &Arc<Node<S>>, content: &Content<S>, size: u64) -> Result<()> {
+        self.charge(node);
         let result = content.truncate(size);
         self.keep_set_id(node);
         self.changed(node, content);

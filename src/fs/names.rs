@@ -128,11 +128,13 @@ impl<S: Store> Fs<S> {
         }
     }
 
-    /// Makes one entry with its companion: `make` runs between them, under the exclusive lock.
+    /// Makes one entry with its companion: `make` runs between them, under the exclusive lock. `keyed`: the entry is a new
+    /// file, which is not made where nothing could be written to it.
     fn enter<R>(
         &self,
         parent: Ino,
         name: &[u8],
+        keyed: bool,
         by: Creator,
         make: impl FnOnce(&Dir<'_, S>, &[u8]) -> Result<R>,
     ) -> Result<R> {
@@ -140,6 +142,11 @@ impl<S: Store> Fs<S> {
         let dir = self.dir(parent)?;
         let encoded = self.encode_new(&dir, name)?;
         let _exclusive = dir.node.entries.write();
+        if keyed && let Err(e) = self.keys_for_new_files(&dir.node) {
+            // What is there already is another matter.
+            let taken = self.stat_entry(&dir, &encoded.name).is_ok_and(|st| st.is_some());
+            return Err(if taken { FsError::Errno(libc::EEXIST) } else { e });
+        }
         let placed = self.place_companion(&dir, &encoded, by)?;
         let result = make(&dir, &encoded.name);
         // Without a new entry the companion serves nobody, unless an entry was there already.
@@ -151,14 +158,7 @@ impl<S: Store> Fs<S> {
 
     pub fn create(&self, by: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
         let (creator, mode) = (by.creator(), mode & 0o7777);
-        self.enter(parent, name, creator, |dir, raw| {
-            if let Err(e) = self.keys_for_new_files(&dir.node) {
-                // A file that nothing could be written to is not made; one that is there already is another matter.
-                return Err(match self.store.stat(dir.entry(raw)) {
-                    Ok(_) => FsError::Errno(libc::EEXIST),
-                    Err(_) => e,
-                });
-            }
+        self.enter(parent, name, true, creator, |dir, raw| {
             let file = self.store.create_file(&dir.handle, raw, mode, creator)?;
             let st = file.stat()?;
             let attr = self.attach(dir, raw, st)?;
@@ -177,10 +177,7 @@ impl<S: Store> Fs<S> {
 
     pub fn mknod(&self, by: &Caller, parent: Ino, name: &[u8], kind: Kind, mode: u32, rdev: u64) -> Result<Attr> {
         let (creator, mode) = (by.creator(), mode & 0o7777);
-        self.enter(parent, name, creator, |dir, raw| {
-            if kind == Kind::File {
-                self.keys_for_new_files(&dir.node)?;
-            }
+        self.enter(parent, name, kind == Kind::File, creator, |dir, raw| {
             match kind {
                 Kind::File => drop(self.store.create_file(&dir.handle, raw, mode, creator)?),
                 Kind::Directory | Kind::Symlink => return Err(FsError::Errno(libc::EINVAL)),
@@ -197,7 +194,7 @@ impl<S: Store> Fs<S> {
         self.writable()?;
         let creator = by.creator();
         let sealed = self.seal_symlink(target, creator)?;
-        let result = self.enter(parent, name, creator, |dir, raw| {
+        let result = self.enter(parent, name, false, creator, |dir, raw| {
             self.store.symlink(&dir.handle, raw, &sealed.content, creator)?;
             let st = self.store.stat(dir.entry(raw))?;
             self.attach(dir, raw, st)
@@ -219,7 +216,7 @@ impl<S: Store> Fs<S> {
         let pin = self.pin_of(&node)?;
         let st = self.store.stat(Place::Pinned(&*pin))?;
         let owner = Creator { uid: st.uid, gid: st.gid, umask: 0 };
-        self.enter(parent, name, owner, |dir, raw| {
+        self.enter(parent, name, false, owner, |dir, raw| {
             self.store.link(Place::Pinned(&*pin), &dir.handle, raw)?;
             let st = self.store.stat(Place::Pinned(&*pin))?;
             self.attach(dir, raw, st)

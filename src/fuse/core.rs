@@ -35,8 +35,9 @@ impl<S: Store> Adapter<S> {
     /// The cell takes the session's notifier once there is one.
     pub fn new(fs: Arc<Fs<S>>, behaviour: Behaviour) -> io::Result<(Self, NotifierCell)> {
         let notifier: NotifierCell = Arc::new(OnceLock::new());
-        let workers = Workers::start(&fs, &notifier, !behaviour.read_only)?;
-        Ok((Self(Arc::new(Core { fs, behaviour, workers, waiting: Waiting::default() })), notifier))
+        let waiting = Waiting::default();
+        let workers = Workers::start(&fs, &notifier, &waiting, !behaviour.read_only)?;
+        Ok((Self(Arc::new(Core { fs, behaviour, workers, waiting })), notifier))
     }
 
     /// Answers at once, unless a key has to be fetched first: then from a thread that may wait.

@@ -14,8 +14,8 @@ const IDLE: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A pool that has no thread until one is needed.
-#[derive(Default)]
+/// A pool that has no thread until one is needed. Clones are the same pool.
+#[derive(Default, Clone)]
 pub struct Waiting {
     shared: Arc<Shared>,
 }
@@ -73,14 +73,15 @@ fn serve(shared: &Shared) {
         let waited = shared.work.wait_for(&mut state, IDLE);
         state.idle -= 1;
         if waited.timed_out() && state.jobs.is_empty() {
-            break;
+            // Under the same lock: whoever brings a job now does not count on this thread.
+            state.threads -= 1;
+            std::mem::forget(leaving);
+            return;
         }
     }
-    drop(state);
-    drop(leaving);
 }
 
-/// Counts a thread out, also where its job panics.
+/// Counts a thread out whose job panics.
 struct Leaving<'a>(&'a Shared);
 
 impl Drop for Leaving<'_> {

@@ -10,8 +10,10 @@ use parking_lot::Mutex;
 
 use super::convert;
 use super::shield::contained;
+use super::waiting::Waiting;
 use crate::file::Seek;
-use crate::fs::{Fs, Ino};
+use crate::fs::{Fs, FsError, Ino};
+use crate::keys::keyring::Waits;
 use crate::store::Store;
 
 /// Threads that answer. Each may wait for the kernel to write one file's dirty pages.
@@ -32,16 +34,22 @@ pub struct Workers {
 }
 
 impl Workers {
-    pub fn start<S: Store>(fs: &Arc<Fs<S>>, notifier: &NotifierCell, flush_before_seek: bool) -> io::Result<Self> {
+    /// `waiting` takes what lacks a key: these threads serve files of other keys, too.
+    pub fn start<S: Store>(
+        fs: &Arc<Fs<S>>,
+        notifier: &NotifierCell,
+        waiting: &Waiting,
+        flush_before_seek: bool,
+    ) -> io::Result<Self> {
         let (queue, tasks) = std::sync::mpsc::channel();
         let tasks = Arc::new(Mutex::new(tasks));
         for i in 0..WORKERS {
-            let (fs, notifier, tasks) = (fs.clone(), notifier.clone(), tasks.clone());
+            let (fs, notifier, waiting, tasks) = (fs.clone(), notifier.clone(), waiting.clone(), tasks.clone());
             thread::Builder::new().name(format!("worker-{i}")).spawn(move || {
                 loop {
                     let task = tasks.lock().recv();
                     match task {
-                        Ok(task) => contained("in a worker", || run(&fs, &notifier, flush_before_seek, task)),
+                        Ok(task) => contained("in a worker", || run(&fs, &notifier, &waiting, flush_before_seek, task)),
                         Err(_) => return,
                     }
                 }
@@ -65,7 +73,7 @@ impl Workers {
     }
 }
 
-fn run<S: Store>(fs: &Fs<S>, notifier: &NotifierCell, flush_before_seek: bool, task: Task) {
+fn run<S: Store>(fs: &Arc<Fs<S>>, notifier: &NotifierCell, waiting: &Waiting, flush_before_seek: bool, task: Task) {
     match task {
         Task::Seek { ino, whence, offset, reply } => {
             // The kernel does not write dirty pages before it asks; they would look like holes. Invalidating writes them
@@ -75,13 +83,12 @@ fn run<S: Store>(fs: &Fs<S>, notifier: &NotifierCell, flush_before_seek: bool, t
             {
                 log::warn!("cannot flush inode {ino} before a seek: {e}");
             }
-            // A seek that lacks a key opens the file first, and an open has fetched it: this waits in a race only.
-            match fs.patiently(|fs| fs.seek(ino, whence, offset)) {
-                Ok(found) => match i64::try_from(found) {
-                    Ok(found) => reply.offset(found),
-                    Err(_) => reply.error(Errno::EOVERFLOW),
-                },
-                Err(e) => reply.error(convert::errno(&e)),
+            match fs.seek(ino, whence, offset) {
+                Err(e) if e.wanted().is_some() => {
+                    let fs = fs.clone();
+                    waiting.run(move || found(fs.patiently(|fs| fs.seek(ino, whence, offset)), reply));
+                }
+                result => found(result, reply),
             }
         }
         Task::Opened { ino, flags, reply } => {
@@ -95,5 +102,13 @@ fn run<S: Store>(fs: &Fs<S>, notifier: &NotifierCell, flush_before_seek: bool, t
             Ok(()) => reply.ok(),
             Err(e) => reply.error(convert::errno(&e)),
         },
+    }
+}
+
+fn found(result: Result<u64, FsError>, reply: ReplyLseek) {
+    match result.map(i64::try_from) {
+        Ok(Ok(found)) => reply.offset(found),
+        Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
+        Err(e) => reply.error(convert::errno(&e)),
     }
 }

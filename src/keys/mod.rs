@@ -126,6 +126,11 @@ impl KeyError {
         }
     }
 
+    /// Whether the key itself may be sound, so that the answer can change: asked too early, nobody there, or a decision.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Pending(_) | Self::Refused { .. } | Self::Unreachable { .. })
+    }
+
     fn io(path: &std::path::Path, source: impl Into<std::io::Error>) -> Self {
         Self::Io { path: path.display().to_string(), source: source.into() }
     }

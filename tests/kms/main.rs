@@ -14,6 +14,7 @@ mod servers;
 
 mod aws;
 mod budgets;
+mod offline;
 mod outage;
 mod planted;
 mod revocation;

@@ -7,7 +7,6 @@ use super::*;
 use crate::file::Seek;
 use crate::keys::keyring::Waits;
 use crate::keys::test_cmk::{Mood, TestCmk as RemoteCmk};
-use crate::store::memory::MemoryStore;
 
 const QUICK: OutagePolicy = OutagePolicy {
     deadline: Duration::from_millis(200),
@@ -53,11 +52,6 @@ fn look_up(fs: &MemoryFs, name: &[u8]) -> Ino {
     fs.lookup(ROOT, name).unwrap().ino
 }
 
-/// Everything that the store holds, but times.
-fn image(store: &MemoryStore) -> String {
-    format!("{:?}", store.operations())
-}
-
 fn lose(fs: &MemoryFs, name: &str) {
     for cmk in fs.config.files.keyring.cmks() {
         cmk.probe();
@@ -97,6 +91,17 @@ const OPERATIONS: &[(&str, Operation)] = &[
         fs.forget(made.ino, 1);
         Ok(())
     }),
+    ("create under a long name", |fs, _| {
+        let made = fs.create(&BY, ROOT, &long(b'm'), 0o644)?;
+        fs.release(made.ino);
+        fs.forget(made.ino, 1);
+        Ok(())
+    }),
+    ("make a node under a long name", |fs, _| {
+        let made = fs.mknod(&BY, ROOT, &long(b'n'), Kind::File, 0o644, 0)?;
+        fs.forget(made.ino, 1);
+        Ok(())
+    }),
 ];
 
 #[test]
@@ -113,7 +118,8 @@ fn an_operation_that_lacks_a_key_changes_nothing_and_works_once_it_is_there() {
 
             let fs = remote.mount_by(mode);
             let ino = look_up(&fs, b"f");
-            let before = (fs.nodes.len(), fs.nodes.lookups(ino), image(&remote.volume.tree), remote.cmk.calls());
+            let before = (fs.nodes.len(), fs.nodes.lookups(ino), remote.cmk.calls());
+            remote.volume.tree.start_recording();
             for _ in 0..2 {
                 let wanted = operation(&fs, ino).err().and_then(|e| e.wanted().cloned());
                 assert!(wanted.is_some(), "{name}: asks for a key");
@@ -121,8 +127,9 @@ fn an_operation_that_lacks_a_key_changes_nothing_and_works_once_it_is_there() {
             let node = fs.node(ino).unwrap();
             assert_eq!(node.with(|state| (state.opens, state.failed)), (0, None), "{name}");
             assert_eq!(content_size(&fs, ino), 20_000, "{name}");
-            let after = (fs.nodes.len(), fs.nodes.lookups(ino), image(&remote.volume.tree), remote.cmk.calls());
-            assert_eq!((before.0, before.1, before.3), (after.0, after.1, after.3), "{name}");
+            assert_eq!(remote.volume.tree.take_recording(), [], "{name}: changes nothing below");
+            assert!(!fs.needs_commit(), "{name}: leaves nothing to a commit");
+            assert_eq!(before, (fs.nodes.len(), fs.nodes.lookups(ino), remote.cmk.calls()), "{name}");
             fs.patiently(|fs| operation(fs, ino)).unwrap_or_else(|e| panic!("{name}: {e}"));
             fs.commit().unwrap();
 
@@ -304,4 +311,83 @@ fn readers_and_writers_go_on_while_keys_come_and_go() {
         over.store(true, Ordering::Relaxed);
         workers.into_iter().for_each(|w| w.join().unwrap());
     });
+}
+
+/// What a failed settling may have cost is told to whoever syncs, also after the key is back.
+#[test]
+fn a_file_that_could_not_be_settled_says_so_to_its_next_fsync() {
+    let remote = Remote::new();
+    let fs = remote.mount();
+    let ino = make(&fs, b"f", &[1; 10_000]);
+    fs.fsync(ino, true).unwrap();
+    fs.write(ino, 4000, &[2; 3000]).unwrap();
+    remote.volume.tree.fail_from(0, libc::EIO);
+    assert_eq!(fs.drop_keys(&|_| true), [ino]);
+    remote.volume.tree.heal();
+    refused(fs.patiently(|fs| fs.fsync(ino, true)), libc::EIO);
+    fs.fsync(ino, true).unwrap();
+    fs.commit().unwrap();
+    assert!(!fs.needs_commit());
+}
+
+/// The header of a file with sealed attributes outlives its emptying: what is written next needs that old key.
+#[test]
+fn a_file_with_attributes_is_not_emptied_without_its_own_key() {
+    let remote = Remote::new();
+    let fs = remote.mount();
+    let ino = make(&fs, b"f", b"content");
+    fs.setxattr(&BY, ino, b"user.a", b"value", 0).unwrap();
+    fs.release(ino);
+    fs.commit().unwrap();
+    drop(fs);
+    let fs = remote.mount();
+    // A branch for new files is there; the one of this file is not.
+    fs.release(make(&fs, b"other", b"x"));
+    let ino = look_up(&fs, b"f");
+    assert!(fs.open(ino, EMPTY).is_err_and(|e| e.wanted().is_some()), "its own key is asked for");
+    *remote.cmk.mood.lock() = Mood::Refuses;
+    refused(fs.patiently(|fs| fs.open(ino, EMPTY)), libc::EKEYREVOKED);
+    assert_eq!(content_size(&fs, ino), 7, "nothing is lost");
+    // truncate(2) asks for nothing.
+    fs.setattr(ino, &SetAttr { size: Some(0), ..SetAttr::default() }).unwrap();
+}
+
+/// The damage is what emptying is for.
+#[test]
+fn a_file_with_attributes_and_a_broken_header_can_be_emptied_all_the_same() {
+    let volume = Volume::new();
+    let fs = volume.mount();
+    let ino = file(&fs, ROOT, b"f", b"content");
+    fs.setxattr(&BY, ino, b"user.a", b"value", 0).unwrap();
+    fs.commit().unwrap();
+    let node = fs.node(ino).unwrap();
+    let backing = fs.open_backing(&node, Access::ReadWrite).unwrap();
+    crate::store::BackingFile::write_at(&backing, &[0xaa; 64], 40).unwrap();
+    drop(fs);
+    let fs = volume.mount();
+    let ino = look_up(&fs, b"f");
+    assert!(fs.open(ino, READ).is_err());
+    fs.open(ino, EMPTY).unwrap();
+    assert_eq!(content_size(&fs, ino), 0);
+}
+
+/// A loss of keys, or an unmount after it, leaves nothing that is tried for ever.
+#[test]
+fn a_revoked_file_that_could_not_be_settled_does_not_keep_commits_busy() {
+    let remote = Remote::new();
+    let fs = remote.mount();
+    let ino = make(&fs, b"f", &[1; 10_000]);
+    *remote.cmk.mood.lock() = Mood::Refuses;
+    remote.volume.tree.fail_from(0, libc::EIO);
+    lose(&fs, "revoked");
+    assert!(fs.commit().is_err(), "the store still fails");
+    remote.volume.tree.heal();
+    fs.commit().unwrap();
+    assert!(!fs.needs_commit());
+    fs.release(ino);
+    assert_eq!(fs.node(ino).unwrap().with(|state| (state.opens, state.lingering)), (0, false));
+    *remote.cmk.mood.lock() = Mood::Works;
+    drop(fs);
+    let fs = remote.mount();
+    assert_eq!(fs.patiently(|fs| content(fs, look_up(fs, b"f"))).unwrap(), [1; 10_000]);
 }
