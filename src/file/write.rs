@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::edges::EdgeGuard;
-use super::pages::{MAX_RUN, body, with_pages};
+use super::pages::{self, MAX_RUN, body, with_pages};
 use super::state::{OpenHeader, Phase, State, open_page};
 use super::{EncryptedFile, FileError};
 use crate::crypto::random;
@@ -38,25 +38,31 @@ impl Part {
     }
 }
 
+/// What a page buffer holds of a block that the run writes in part.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Old {
+    Unneeded,
+    /// Plaintext, in the page's body.
+    Plain,
+    Sealed,
+}
+
 /// Builds the new content of a block that the run writes in part; returns its `valid_len`.
-/// `old_page` holds the block's old page unless it is cached or not needed.
-#[allow(clippy::too_many_arguments)]
 fn merge_edge(
     open: &OpenHeader,
-    edges: &EdgeGuard<'_>,
     p: &Part,
-    offset: u64,
-    data: &[u8],
+    (offset, data): (u64, &[u8]),
     size: u64,
-    old_page: &[u8; PAGE],
+    (old_kind, old_page): (Old, &mut [u8; PAGE]),
     body: &mut [u8; PLAIN],
 ) -> Result<u16, FileError> {
     let old = p.old_len(size);
-    if p.needs_old(size) {
-        match edges.get(p.index) {
-            Some(cached) => *body = *cached,
-            None => open_page(open, p.index, old_page, body)?,
-        }
+    match old_kind {
+        Old::Unneeded => {}
+        Old::Plain => *body = *pages::body(old_page),
+        Old::Sealed => open_page(open, p.index, old_page, body)?,
+    }
+    if old_kind != Old::Unneeded {
         body[old..].fill(0);
     } else {
         body[..p.from].fill(0);
@@ -173,16 +179,16 @@ impl<F: BackingFile> EncryptedFile<F> {
                     block::seal(&key, salt, &nonces[i], p.index, PLAIN as u16, page);
                 }
             }
-            let mut edges = self.edges.lock(first, last);
+            let edges = self.edges.lock(first, last);
             let size = self.size();
             let ends = [part(first), part(last)];
             let ends = &ends[if count == 1 { 1 } else { 0 }..];
-            self.read_old_edges(st, &edges, ends, size, old_pages)?;
-            // Both ends are merged before either is cached: they may share a stripe.
+            let old = self.read_old_edges(st, &edges, ends, size, old_pages)?;
+            // Both ends are merged before either is cached: one that does not open leaves the cache as it was.
             let mut valid = [0; 2];
             for (k, p) in ends.iter().enumerate().filter(|(_, p)| !p.is_whole()) {
                 let body = body(&mut pages[(p.index - first) as usize]);
-                valid[k] = merge_edge(open, &edges, p, offset, data, size, &old_pages[k], body)?;
+                valid[k] = merge_edge(open, p, (offset, data), size, (old[k], &mut old_pages[k]), body)?;
             }
             for (k, p) in ends.iter().enumerate().filter(|(_, p)| !p.is_whole()) {
                 let i = (p.index - first) as usize;
@@ -206,7 +212,7 @@ impl<F: BackingFile> EncryptedFile<F> {
         })
     }
 
-    /// Fetches the old pages of the edges that have to be merged, with one read where both lie together.
+    /// Fetches what the edges have to be merged with, from the cache or with one read where both lie together.
     fn read_old_edges(
         &self,
         st: &State<F>,
@@ -214,7 +220,7 @@ impl<F: BackingFile> EncryptedFile<F> {
         ends: &[Part],
         size: u64,
         pages: &mut [[u8; PAGE]],
-    ) -> Result<(), FileError> {
+    ) -> Result<[Old; 2], FileError> {
         let geometry = self.context.geometry;
         let read = |from: u64, pages: &mut [[u8; PAGE]]| -> Result<(), FileError> {
             let bytes = pages.as_flattened_mut();
@@ -222,20 +228,21 @@ impl<F: BackingFile> EncryptedFile<F> {
             bytes[n..].fill(0);
             Ok(())
         };
-        let wanted = |p: &Part| p.needs_old(size) && edges.get(p.index).is_none();
-        if let [a, b] = ends
-            && a.index + 1 == b.index
-            && wanted(a)
-            && wanted(b)
-        {
-            return read(a.index, &mut pages[..2]);
-        }
-        for (p, page) in ends.iter().zip(pages.chunks_mut(1)) {
-            if wanted(p) {
-                read(p.index, page)?;
+        let mut old = [Old::Unneeded; 2];
+        for ((old, p), page) in old.iter_mut().zip(ends).zip(&mut *pages) {
+            if p.needs_old(size) {
+                *old = if edges.get(p.index, body(page)) { Old::Plain } else { Old::Sealed };
             }
         }
-        Ok(())
+        match ends {
+            [a, b] if old == [Old::Sealed; 2] && a.index + 1 == b.index => read(a.index, &mut pages[..2])?,
+            _ => {
+                for (k, p) in ends.iter().enumerate().filter(|(k, _)| old[*k] == Old::Sealed) {
+                    read(p.index, &mut pages[k..=k])?;
+                }
+            }
+        }
+        Ok(old)
     }
 
     /// After a failed write: a growing file's length is whole blocks again, and an empty one has no half-made header.

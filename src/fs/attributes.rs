@@ -82,6 +82,9 @@ impl<S: Store> Fs<S> {
             let _times = node.times.lock();
             self.with_place(&node, |place| self.store.set_times(place, atime, mtime))?;
         }
+        if set.drop_set_id {
+            self.drop_set_id(ino)?;
+        }
         let st = self.stat_node(&node)?;
         Ok(self.attr(&node, st))
     }
@@ -96,9 +99,14 @@ impl<S: Store> Fs<S> {
         self.resize(node, &used.content, size)
     }
 
-    /// What the kernel's own removal of privileges at a truncation does: set-user-id, set-group-id where the group may
-    /// execute, `security.capability`.
-    pub(super) fn drop_privileges(&self, node: &Arc<Node<S>>) -> Result<()> {
+    /// Takes the set-id bits that a change of content by somebody without CAP_FSETID costs: set-user-id, and set-group-id
+    /// where the group may execute. True where the mode is another one now.
+    pub fn drop_set_id(&self, ino: Ino) -> Result<bool> {
+        let node = self.node(ino)?;
+        if node.kind == Kind::File && node.may_have_set_id() { self.strip_set_id(&node) } else { Ok(false) }
+    }
+
+    fn strip_set_id(&self, node: &Arc<Node<S>>) -> Result<bool> {
         const S_ISUID: u32 = 0o4000;
         const S_ISGID: u32 = 0o2000;
         const S_IXGRP: u32 = 0o0010;
@@ -108,6 +116,12 @@ impl<S: Store> Fs<S> {
         if mode & gone != 0 {
             self.with_place(node, |place| self.store.chmod(place, mode & !gone))?;
         }
+        Ok(mode & gone != 0)
+    }
+
+    /// What the kernel's own removal of privileges at a truncation does: set-id bits and `security.capability`.
+    pub(super) fn drop_privileges(&self, node: &Arc<Node<S>>) -> Result<()> {
+        self.strip_set_id(node)?;
         // Without privileges the removal of what is not there is EPERM, too.
         const CAPABILITY: &[u8] = b"security.capability";
         match self.with_place(node, |place| self.store.get_xattr(place, CAPABILITY)) {
@@ -118,7 +132,7 @@ impl<S: Store> Fs<S> {
     }
 
     /// After our own work on a file: set-id bits that the backing kernel has stripped because of it come back. When a
-    /// user's write has to clear them, our kernel says so by an explicit change of mode. Root's work strips nothing.
+    /// user's write has to clear them, our kernel says so (`drop_set_id`). Root's work strips nothing.
     pub(super) fn keep_set_id(&self, node: &Arc<Node<S>>) {
         let bits = node.set_id();
         if bits == 0 {

@@ -77,6 +77,8 @@ pub struct SetAttr {
     pub size: Option<u64>,
     pub atime: Option<SetTime>,
     pub mtime: Option<SetTime>,
+    /// Somebody without CAP_FSETID does this, so that set-id bits go.
+    pub drop_set_id: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

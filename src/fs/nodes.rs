@@ -153,6 +153,10 @@ impl<S: Store> Node<S> {
             bits => bits,
         }
     }
+    /// Whether this file may have set-id bits, as far as is known.
+    pub fn may_have_set_id(&self) -> bool {
+        self.set_id.load(Ordering::Relaxed) != 0
+    }
     /// Somebody with the right to do so has set the mode.
     pub fn set_mode(&self, mode: u32) {
         self.set_id.store(mode & SET_ID, Ordering::Relaxed);

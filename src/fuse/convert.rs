@@ -104,14 +104,18 @@ pub fn set_time(time: Option<TimeOrNow>) -> Option<SetTime> {
     })
 }
 
-/// Root (in place of CAP_FSETID, which a request does not tell) keeps set-id bits when it empties a file.
+/// Root (in place of CAP_FSETID, which a request does not tell) keeps set-id bits when it truncates a file.
+pub fn keeps_set_id(uid: u32) -> bool {
+    uid == 0
+}
+
 pub fn open_mode(flags: i32, uid: u32) -> OpenMode {
     let (read, write) = match OpenFlags(flags).acc_mode() {
         OpenAccMode::O_RDONLY => (true, false),
         OpenAccMode::O_WRONLY => (false, true),
         OpenAccMode::O_RDWR => (true, true),
     };
-    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0, drop_privileges: uid != 0 }
+    OpenMode { read, write, truncate: flags & libc::O_TRUNC != 0, drop_privileges: !keeps_set_id(uid) }
 }
 
 /// Names as listxattr(2) gives them: each with a NUL behind it.

@@ -45,7 +45,10 @@ const MAX_BACKGROUND: u16 = 64;
 const MAX_COPY: u64 = 32 << 20;
 
 /// What of the kernel's abilities is used. What is missing here is missing on purpose: locks stay with the kernel (fuser
-/// does not tell flock from fcntl), KILLPRIV, SETXATTR_EXT, SECURITY_CTX and SUPP_GROUPS carry data that fuser drops.
+/// does not tell flock from fcntl), SETXATTR_EXT, SECURITY_CTX and SUPP_GROUPS carry data that fuser drops.
+///
+/// With HANDLE_KILLPRIV_V2 set-id bits are ours to clear, and the kernel need not ask for `security.capability` before every
+/// write(2). Of its signs fuser passes on the one on writes; `setattr` and `open` go by the caller instead.
 const CAPABILITIES: &[InitFlags] = &[
     InitFlags::FUSE_WRITEBACK_CACHE,
     InitFlags::FUSE_ATOMIC_O_TRUNC,
@@ -58,6 +61,7 @@ const CAPABILITIES: &[InitFlags] = &[
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_MAX_PAGES,
     InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
 ];
 
 /// How the adapter answers.
@@ -123,7 +127,7 @@ impl<S: Store> Filesystem for Adapter<S> {
 
     fn setattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -139,14 +143,18 @@ impl<S: Store> Filesystem for Adapter<S> {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let set = SetAttr {
+        let mut set = SetAttr {
             mode: mode.map(|m| m & 0o7777),
             uid,
             gid,
             size,
             atime: convert::set_time(atime),
             mtime: convert::set_time(mtime),
+            drop_set_id: false,
         };
+        // A request to set nothing is the kernel's way to say that privileges go (fallocate, chown to nobody else). What a
+        // change of owner costs, the backing kernel takes.
+        set.drop_set_id = set == SetAttr::default() || size.is_some() && !convert::keeps_set_id(request.uid());
         self.keyed(move |core| core.fs.setattr(ino.0, &set), |core, result| core.attr(result, reply));
     }
 
@@ -309,16 +317,21 @@ impl<S: Store> Filesystem for Adapter<S> {
         _handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         // The kernel never sends more than 16 MiB at once.
         let len = data.len() as u32;
-        let respond = move |_: &Core<S>, result: Result<(), FsError>| match result {
-            Ok(()) => reply.written(len),
-            Err(e) => reply.error(convert::errno(&e)),
+        let drop_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let respond = move |core: &Core<S>, result: Result<(), FsError>| {
+            match result.and_then(|()| if drop_set_id { core.fs.drop_set_id(ino.0) } else { Ok(false) }) {
+                Ok(false) => reply.written(len),
+                // The kernel must not go on with the bits that it knows.
+                Ok(true) => core.workers.written(ino.0, len, reply),
+                Err(e) => reply.error(convert::errno(&e)),
+            }
         };
         let result = self.fs.write(ino.0, offset, data);
         if is_pending(&result) {

@@ -1,11 +1,11 @@
-//! Replies that must not be given from an event loop: SEEK_DATA and SEEK_HOLE, an open that changed attributes, and a
-//! commit on request. Knows the kernel's cache invalidation; no other operation.
+//! Replies that must not be given from an event loop: SEEK_DATA and SEEK_HOLE, an open or a write that changed attributes,
+//! and a commit on request. Knows the kernel's cache invalidation; no other operation.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use fuser::{Errno, FileHandle, FopenFlags, INodeNo, Notifier, ReplyEmpty, ReplyLseek, ReplyOpen};
+use fuser::{Errno, FileHandle, FopenFlags, INodeNo, Notifier, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite};
 use parking_lot::Mutex;
 
 use super::convert;
@@ -25,6 +25,7 @@ pub type NotifierCell = Arc<OnceLock<Notifier>>;
 enum Task {
     Seek { ino: Ino, whence: Seek, offset: u64, reply: ReplyLseek },
     Opened { ino: Ino, flags: FopenFlags, reply: ReplyOpen },
+    Written { ino: Ino, len: u32, reply: ReplyWrite },
     Commit { reply: ReplyEmpty },
 }
 
@@ -68,6 +69,11 @@ impl Workers {
         let _ = self.queue.send(Task::Opened { ino, flags, reply });
     }
 
+    /// Answers a write likewise.
+    pub fn written(&self, ino: Ino, len: u32, reply: ReplyWrite) {
+        let _ = self.queue.send(Task::Written { ino, len, reply });
+    }
+
     pub fn commit(&self, reply: ReplyEmpty) {
         let _ = self.queue.send(Task::Commit { reply });
     }
@@ -92,16 +98,24 @@ fn run<S: Store>(fs: &Arc<Fs<S>>, notifier: &NotifierCell, waiting: &Waiting, fl
             }
         }
         Task::Opened { ino, flags, reply } => {
-            // A negative offset means attributes alone.
-            if let Some(Err(e)) = notifier.get().map(|n| n.inval_inode(INodeNo(ino), -1, 0)) {
-                log::warn!("cannot invalidate attributes of inode {ino}: {e}");
-            }
+            forget_attributes(notifier, ino);
             reply.opened(FileHandle(0), flags);
+        }
+        Task::Written { ino, len, reply } => {
+            forget_attributes(notifier, ino);
+            reply.written(len);
         }
         Task::Commit { reply } => match fs.commit() {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(convert::errno(&e)),
         },
+    }
+}
+
+fn forget_attributes(notifier: &NotifierCell, ino: Ino) {
+    // A negative offset means attributes alone.
+    if let Some(Err(e)) = notifier.get().map(|n| n.inval_inode(INodeNo(ino), -1, 0)) {
+        log::warn!("cannot invalidate attributes of inode {ino}: {e}");
     }
 }
 

@@ -210,7 +210,7 @@ fn setid_bits_are_cleared_by_unprivileged_changes() {
     needs!(have_fuse, have_root);
     let (_volume, _mount, shared) = shared();
     type Change = (&'static str, fn(&std::path::Path));
-    let changes: [Change; 6] = [
+    let changes: [Change; 8] = [
         ("write", |path| OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"x", 0).unwrap()),
         ("append", |path| {
             use std::io::Write as _;
@@ -226,6 +226,15 @@ fn setid_bits_are_cleared_by_unprivileged_changes() {
             let flags = if baseline() { 0 } else { libc::O_DIRECT };
             let file = OpenOptions::new().write(true).custom_flags(flags).open(path).unwrap();
             file.write_all_at(b"x", 0).unwrap();
+        }),
+        ("copy_file_range", |path| {
+            let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+            rustix::fs::copy_file_range(&file, Some(&mut 0), &file, Some(&mut 9000), 5).unwrap();
+        }),
+        ("hole", |path| {
+            use rustix::fs::FallocateFlags;
+            let file = OpenOptions::new().write(true).open(path).unwrap();
+            rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, 3).unwrap();
         }),
     ];
     for (what, change) in changes {
@@ -257,6 +266,43 @@ fn setid_bits_are_cleared_by_chown() {
     mount.unmount();
     let _mount = volume.mount();
     assert_eq!(mode(&path), 0o755);
+}
+
+/// Bits and capabilities that come after the kernel has learnt, from earlier writes, that there are none.
+#[test]
+fn privileges_given_between_writes_are_cleared_by_the_next() {
+    needs!(have_fuse, have_root);
+    let (_volume, _mount, shared) = shared();
+    let path = shared.join("program");
+    fs::write(&path, b"content").unwrap();
+    chmod(&path, 0o777);
+    let file = ALICE.run(|| OpenOptions::new().write(true).open(&path).unwrap());
+    let write = |byte: &[u8]| ALICE.run(|| file.write_all_at(byte, 0).unwrap());
+    write(b"1");
+    write(b"2");
+    chmod(&path, 0o4777);
+    write(b"3");
+    assert_eq!(mode(&path), 0o777);
+    write(b"4");
+    chmod(&path, 0o2777);
+    ALICE.run(|| file.set_len(3).unwrap());
+    assert_eq!(mode(&path), 0o777);
+    write(b"5");
+    let mut capability = vec![0, 0, 0, 2];
+    for word in [1_u32 << 13, 0, 0, 0] {
+        capability.extend(word.to_le_bytes());
+    }
+    xattr_acl::set(&path, "security.capability", &capability).unwrap();
+    write(b"6");
+    assert_errno(xattr_acl::get(&path, "security.capability"), libc::ENODATA);
+    // A change of owner to the same owner is one.
+    chmod(&path, 0o4777);
+    chown(&path, None, None).unwrap();
+    assert_eq!(mode(&path), 0o777);
+    // Without the right to execute for the group, set-gid means something else and stays.
+    chmod(&path, 0o6767);
+    write(b"7");
+    assert_eq!(mode(&path), 0o2767);
 }
 
 /// File capabilities go the way of the set-id bits.

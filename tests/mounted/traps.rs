@@ -158,7 +158,8 @@ fn trap_05_the_commit_interval_bounds_sync() {
     }
 }
 
-/// HANDLE_KILLPRIV_V2 loses set-id clearing under fuser: every way to change content must clear the bits.
+/// Under HANDLE_KILLPRIV_V2 the kernel leaves set-id clearing to us, and fuser drops some of its signs: every way to change
+/// content must clear the bits.
 #[test]
 fn trap_06_setid_bits_are_cleared_on_truncate() {
     needs!(have_fuse, have_root);

@@ -124,6 +124,7 @@ fn attributes_change_together() {
         size: Some(4100),
         atime: Some(SetTime::At(Timestamp { sec: 1, nsec: 0 })),
         mtime: Some(SetTime::At(Timestamp { sec: 2, nsec: 0 })),
+        drop_set_id: false,
     };
     let st = fs.setattr(a, &set).unwrap().stat;
     assert_eq!((st.mode, st.uid, st.gid, st.size, st.atime.sec, st.mtime.sec), (0o4711, 5, 6, 4100, 1, 2));
