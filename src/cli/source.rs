@@ -82,7 +82,7 @@ pub fn open(
     };
     let unlocked = unlock(&dir, volume, &named, &passphrase, command)?;
     let budget = usize::try_from(descriptors / 4).unwrap_or(usize::MAX).clamp(64, 4096);
-    let access = Access { read_only: true, noatime: true, descriptor_budget: budget };
+    let access = Access { read_only: true, exclusive: true, noatime: true, descriptor_budget: budget };
     let volume = open_fs(&dir, unlocked, access)?;
     Ok(Opened::Volume(VolumeTree { fs: volume.fs, _dir: dir }))
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::names::Dir;
 use super::nodes::Node;
+use super::xattr::CAPABILITY;
 use super::{Attr, Fs, FsError, Ino, Result, SetAttr};
 use crate::file::probe_size;
 use crate::format::geometry::{Length, PAGE, PLAIN};
@@ -123,8 +124,7 @@ impl<S: Store> Fs<S> {
     pub(super) fn drop_privileges(&self, node: &Arc<Node<S>>) -> Result<()> {
         self.strip_set_id(node)?;
         // Without privileges the removal of what is not there is EPERM, too.
-        const CAPABILITY: &[u8] = b"security.capability";
-        match self.with_place(node, |place| self.store.get_xattr(place, CAPABILITY)) {
+        match self.passed_xattr(node, CAPABILITY) {
             Ok(_) => self.with_place(node, |place| self.store.remove_xattr(place, CAPABILITY)),
             Err(e) if [libc::ENODATA, libc::EOPNOTSUPP].contains(&e.errno()) => Ok(()),
             Err(e) => Err(e),

@@ -169,7 +169,7 @@ impl<S: Store> Fs<S> {
     }
 
     fn has_sealed_xattrs(&self, node: &Arc<Node<S>>) -> Result<bool> {
-        match self.with_place(node, |place| self.store.list_xattrs(place)) {
+        match self.stored_names(node) {
             Ok(names) => Ok(names.iter().any(|n| XattrCodec::is_encoded(n))),
             Err(FsError::Errno(libc::EOPNOTSUPP)) => Ok(false),
             Err(e) => Err(e),

@@ -96,6 +96,8 @@ pub struct FsConfig {
     pub names: NameCodec,
     pub keys: VolumeKeys,
     pub read_only: bool,
+    /// Nobody else changes the tree: what the store has said once stays true.
+    pub exclusive: bool,
     /// Open backing files without touching their access times.
     pub noatime: bool,
     /// Descriptors that may be held beyond open files (directory cache, uncommitted files).

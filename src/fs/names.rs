@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::handles::{HandleRef, is};
-use super::nodes::{Link, Node};
+use super::nodes::{AbsentXattrs, Link, Node};
 use super::{Attr, Caller, Fs, FsError, Ino, Result};
 use crate::file::EncryptedFile;
 use crate::format::DirId;
@@ -163,6 +163,8 @@ impl<S: Store> Fs<S> {
             let st = file.stat()?;
             let attr = self.attach(dir, raw, st)?;
             let node = self.node(attr.ino)?;
+            // Nothing hands a file capability down.
+            node.absent_xattrs.learn(0, AbsentXattrs::CAPABILITY);
             let content = EncryptedFile::new(self.config.files.clone(), file, true, 0).inheriting(node.group.clone());
             let content = Arc::new(content);
             node.with(|state| {

@@ -24,6 +24,36 @@ pub(super) struct Link {
     pub name: Box<[u8]>,
 }
 
+/// Extended attributes that a node is known not to have, so that the store need not be asked again.
+#[derive(Default)]
+pub(super) struct AbsentXattrs(AtomicU32);
+
+impl AbsentXattrs {
+    /// It has none at all.
+    pub const ALL: u32 = 1;
+    /// No `security.capability`.
+    pub const CAPABILITY: u32 = 1 << 1;
+    /// Above the bits: counts changes, so that what was read before one says nothing after it.
+    const CHANGE: u32 = 1 << 8;
+
+    pub fn known(&self, which: u32) -> bool {
+        self.0.load(Ordering::Acquire) & (which | Self::ALL) != 0
+    }
+    /// Before asking the store.
+    pub fn before(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+    /// The store has said so, asked since `before`.
+    pub fn learn(&self, before: u32, which: u32) {
+        let _ = self.0.compare_exchange(before, before | which, Ordering::AcqRel, Ordering::Relaxed);
+    }
+    /// After each attempt to set one.
+    pub fn changed(&self) {
+        let next = |now: u32| Some((now & !(Self::CHANGE - 1)).wrapping_add(Self::CHANGE));
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, next);
+    }
+}
+
 pub(super) type Content<S> = Arc<EncryptedFile<<S as Store>::File>>;
 
 /// One inode. The order of the locks is in the module documentation of `fs`.
@@ -46,6 +76,7 @@ pub(super) struct Node<S: Store> {
     owner: AtomicU64,
     /// The set-id bits that the kernel was told, as mode bits; all ones where unknown.
     set_id: AtomicU32,
+    pub absent_xattrs: AbsentXattrs,
     state: Mutex<State<S>>,
 }
 
@@ -104,6 +135,7 @@ impl<S: Store> Node<S> {
             group: Arc::new(Inherited::from(group)),
             owner: AtomicU64::new(NO_OWNER),
             set_id: AtomicU32::new(NO_MODE),
+            absent_xattrs: AbsentXattrs::default(),
             state: Mutex::new(state),
         }
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::handles::is;
-use super::nodes::Node;
+use super::nodes::{AbsentXattrs, Node};
 use super::{Caller, Fs, FsError, Ino, Result, random16};
 use crate::crypto::random;
 use crate::format::small::{OBJECT_ID_XATTR, TRUSTED_OBJECT_ID_XATTR, XattrCodec};
@@ -13,6 +13,8 @@ use crate::sys::process::supplementary_groups;
 
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
+const SELINUX: &[u8] = b"security.selinux";
 const S_ISGID: u32 = 0o2000;
 
 /// What becomes of an attribute.
@@ -74,7 +76,9 @@ impl<S: Store> Fs<S> {
                     result => result,
                 }
             };
-            self.with_place(node, set)?;
+            let set = self.with_place(node, set);
+            node.absent_xattrs.changed();
+            set?;
             id = read()?;
         }
         Ok(id.map(|id| XattrCodec::for_object(&self.config.keys.xattrs, id)))
@@ -87,15 +91,49 @@ impl<S: Store> Fs<S> {
 
     /// Names of the sealed attributes as the store has them. Asks for no key.
     fn sealed_names(&self, node: &Arc<Node<S>>) -> Result<Vec<Vec<u8>>> {
-        let mut names = self.with_place(node, |place| self.store.list_xattrs(place))?;
+        let mut names = self.stored_names(node)?;
         names.retain(|n| XattrCodec::is_encoded(n));
         Ok(names)
+    }
+
+    /// Names of all attributes as the store has them.
+    pub(super) fn stored_names(&self, node: &Arc<Node<S>>) -> Result<Vec<Vec<u8>>> {
+        if node.absent_xattrs.known(AbsentXattrs::ALL) {
+            return Ok(Vec::new());
+        }
+        let before = node.absent_xattrs.before();
+        let names = self.with_place(node, |place| self.store.list_xattrs(place))?;
+        if names.is_empty() && self.config.exclusive {
+            node.absent_xattrs.learn(before, AbsentXattrs::ALL);
+        }
+        Ok(names)
+    }
+
+    /// An attribute that the store has under its own name.
+    pub(super) fn passed_xattr(&self, node: &Arc<Node<S>>, name: &[u8]) -> Result<Vec<u8>> {
+        let which = if name == CAPABILITY { AbsentXattrs::CAPABILITY } else { AbsentXattrs::ALL };
+        if node.absent_xattrs.known(which) {
+            return Err(ENODATA);
+        }
+        let before = node.absent_xattrs.before();
+        let value = self.with_place(node, |place| self.store.get_xattr(place, name));
+        if which == AbsentXattrs::CAPABILITY
+            && matches!(value, Err(FsError::Errno(libc::ENODATA)))
+            && self.config.exclusive
+        {
+            node.absent_xattrs.learn(before, which);
+        }
+        value
     }
 
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let node = self.node(ino)?;
         if treatment(name)? == Treatment::Pass {
-            return self.with_place(&node, |place| self.store.get_xattr(place, name));
+            return match self.passed_xattr(&node, name) {
+                // With SELinux the kernel answers by itself. Without, this is what keeps ls(1) from asking for each file.
+                Err(FsError::Errno(libc::ENODATA)) if name == SELINUX => Err(FsError::Errno(libc::EOPNOTSUPP)),
+                result => result,
+            };
         }
         if self.sealed_names(&node)?.is_empty() {
             return Err(ENODATA);
@@ -113,7 +151,9 @@ impl<S: Store> Fs<S> {
         self.writable()?;
         let node = self.node(ino)?;
         if treatment(name)? == Treatment::Pass {
-            self.with_place(&node, |place| self.store.set_xattr(place, name, value, flags))?;
+            let set = self.with_place(&node, |place| self.store.set_xattr(place, name, value, flags));
+            node.absent_xattrs.changed();
+            set?;
             if name == ACL_ACCESS {
                 node.forget_mode();
                 self.drop_group_id(by, &node)?;
@@ -124,7 +164,9 @@ impl<S: Store> Fs<S> {
         let backing = codec.name(name);
         let sealed = codec.seal(name, value, random::array());
         self.charge(&node);
-        self.with_place(&node, |place| self.store.set_xattr(place, &backing, &sealed, flags))
+        let set = self.with_place(&node, |place| self.store.set_xattr(place, &backing, &sealed, flags));
+        node.absent_xattrs.changed();
+        set
     }
 
     /// Whoever sets an ACL without being in the file's group loses the set-group-id bit. The kernel leaves that to us,
@@ -148,7 +190,7 @@ impl<S: Store> Fs<S> {
     /// Full names. Attributes that do not open are left out and reported.
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
         let node = self.node(ino)?;
-        let all = self.with_place(&node, |place| self.store.list_xattrs(place))?;
+        let all = self.stored_names(&node)?;
         let (sealed, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|n| XattrCodec::is_encoded(n));
         let mut names: Vec<Vec<u8>> = others.into_iter().filter(|n| passes(n)).collect();
         if sealed.is_empty() {

@@ -53,6 +53,8 @@ pub enum MountError {
 #[derive(Debug, Clone, Copy)]
 pub struct Access {
     pub read_only: bool,
+    /// Nobody else changes the tree meanwhile.
+    pub exclusive: bool,
     pub noatime: bool,
     /// Descriptors that may be held beyond open files.
     pub descriptor_budget: usize,
@@ -68,6 +70,7 @@ pub fn open_fs(dir: &CipherDir, unlocked: Unlocked, access: Access) -> Result<Op
         names,
         keys,
         read_only: access.read_only,
+        exclusive: access.exclusive,
         noatime: access.noatime,
         descriptor_budget: access.descriptor_budget,
     };

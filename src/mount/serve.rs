@@ -125,6 +125,7 @@ pub fn start(
     let budget = usize::try_from(descriptors / 4).unwrap_or(usize::MAX).clamp(64, 65536);
     let access = Access {
         read_only: options.read_only,
+        exclusive: options.metadata_timeout.is_none(),
         noatime: options.noatime || options.read_only,
         descriptor_budget: budget,
     };

@@ -126,6 +126,7 @@ impl Volume {
             names: NameCodec::encrypted(&keys.names),
             keys,
             read_only: false,
+            exclusive: true,
             noatime: false,
             descriptor_budget: budget,
         }
