@@ -73,6 +73,7 @@ pub fn mount<S: Store>(tree: S, overflow: S, plain_names: bool) -> Fs<S> {
         names: if plain_names { NameCodec::Plain } else { NameCodec::encrypted(&keys.names) },
         keys,
         read_only: false,
+        exclusive: true,
         noatime: false,
         // Small, so that handles are evicted and commits are forced.
         descriptor_budget: 6,
