@@ -85,6 +85,7 @@ pub fn mount(disk: &MemoryStore, header_pages: u32) -> Result<Engine> {
         names: NameCodec::encrypted(&keys.names),
         keys,
         read_only: false,
+        exclusive: true,
         noatime: false,
         descriptor_budget: 64,
     };
