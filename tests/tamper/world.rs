@@ -115,6 +115,7 @@ impl Host {
             names: NameCodec::encrypted(&keys.names),
             keys,
             read_only: false,
+            exclusive: true,
             noatime: true,
             descriptor_budget: 16,
         };
