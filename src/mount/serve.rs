@@ -35,8 +35,10 @@ const GRACE: Duration = Duration::from_secs(10);
 const UNMOUNTED_ALREADY: Duration = Duration::from_secs(2);
 /// Least pause after a failed commit.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
-/// Read-ahead in KiB that the mount's own device gets: large sequential reads arrive in requests of this size.
-const READ_AHEAD_KIB: &str = "1024";
+/// What a privileged mount sets for its own device (Documentation/ABI/testing/sysfs-class-bdi): read-ahead in KiB, so that large
+/// sequential reads arrive in requests of 1 MiB; and the share in percent of the machine's limit of dirty pages, of which FUSE
+/// gets 1 by default, so that a burst of writes does not wait for us one request after the other.
+const KERNEL_LIMITS: [(&str, &str); 2] = [("read_ahead_kb", "1024"), ("max_ratio", "25")];
 
 fn ending_signals() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
@@ -197,9 +199,11 @@ impl Running {
         let failed =
             |e: io::Error| MountError::Mountpoint(format!("cannot serve {}: {e}", mounted.mountpoint.display()));
         if rustix::process::geteuid().is_root() {
-            let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", mounted.device.0, mounted.device.1);
-            if let Err(e) = fs::write(&path, READ_AHEAD_KIB) {
-                log::info!("{path}: {e}");
+            for (name, value) in KERNEL_LIMITS {
+                let path = format!("/sys/class/bdi/{}:{}/{name}", mounted.device.0, mounted.device.1);
+                if let Err(e) = fs::write(&path, value) {
+                    log::info!("{path}: {e}");
+                }
             }
         }
         if !mounted.options.read_only {
