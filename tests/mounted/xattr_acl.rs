@@ -65,6 +65,50 @@ fn set_get_list_remove() {
     assert_file(&mount.join("empty"), b"");
 }
 
+/// Where the kernel runs no SELinux, a label that is not there is "not supported", so that ls(1) asks once and not for each file.
+#[test]
+fn missing_selinux_labels_are_not_supported_and_others_are_kept() {
+    needs!(have_fuse, have_root);
+    let volume = Volume::new();
+    let mount = volume.mount();
+    let path = mount.join("file");
+    File::create(&path).unwrap();
+    // With SELinux the kernel answers by itself, and always has a label.
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        return assert!(get(&path, "security.selinux").is_ok());
+    }
+    let missing = if baseline() { libc::ENODATA } else { libc::EOPNOTSUPP };
+    assert_errno(get(&path, "security.selinux"), missing);
+    set(&path, "security.selinux", b"label\0").unwrap();
+    assert_eq!(get(&path, "security.selinux").unwrap(), b"label\0");
+    removexattr(&path, "security.selinux").unwrap();
+    assert_errno(get(&path, "security.selinux"), missing);
+    assert_errno(get(&path, "security.other"), libc::ENODATA);
+}
+
+/// What is known to be absent is looked for again once somebody has set it, by whatever name of the inode.
+#[test]
+fn attributes_that_were_absent_are_found_when_they_come() {
+    needs!(have_fuse);
+    let volume = Volume::new();
+    let mount = volume.mount();
+    let (one, two) = (mount.join("one"), mount.join("two"));
+    for round in 0..3 {
+        fs::write(&one, b"content").unwrap();
+        fs::hard_link(&one, &two).unwrap();
+        for path in [&one, &two, &one] {
+            assert_eq!(list(path), BTreeSet::new());
+            assert_errno(get(path, "user.name"), libc::ENODATA);
+        }
+        set(&two, "user.name", b"value").unwrap();
+        assert_eq!((get(&one, "user.name").unwrap(), list(&one).len()), (b"value".to_vec(), 1), "round {round}");
+        removexattr(&one, "user.name").unwrap();
+        assert_errno(get(&two, "user.name"), libc::ENODATA);
+        fs::remove_file(&one).unwrap();
+        fs::remove_file(&two).unwrap();
+    }
+}
+
 #[test]
 fn sizes_and_buffers() {
     needs!(have_fuse);
