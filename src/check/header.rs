@@ -7,18 +7,21 @@ use super::{About, Check, Keys};
 use crate::crypto::file_keys::FileKeys;
 use crate::format::KeyRef;
 use crate::format::geometry::Geometry;
-use crate::format::header::{FileHeader, HeaderError, Unverified};
+use crate::format::header::{FileHeader, HeaderError, Unverified, was_never_durable};
 use crate::keys::KeyError;
 use crate::keys::guard::Guard;
+use crate::store::Store;
 
 /// What the header area of a file is.
 pub(super) enum Headers {
-    /// Both slots are all zero.
+    /// None was ever durable, as far as the area itself tells.
     Blank,
     Open(Box<Opened>),
     Closed {
         code: &'static Code,
         detail: String,
+        /// Another version of the program may open it.
+        later: bool,
     },
 }
 
@@ -71,6 +74,8 @@ enum Slot {
     Empty,
     Good(Box<(FileHeader, Option<FileKeys>)>),
     Bad(String),
+    /// Of a version or suite that this program does not know.
+    Later(String),
     Unopened(&'static Code, String),
 }
 
@@ -83,14 +88,14 @@ impl Slot {
     }
 }
 
-impl Check<'_> {
+impl<S: Store> Check<'_, S> {
     /// `bytes`: both slots.
     pub(super) fn headers(&self, bytes: &[u8], geometry: Geometry) -> Headers {
-        let (a, b) = bytes.split_at(bytes.len() / 2);
-        let (a, b) = (self.slot(a, geometry), self.slot(b, geometry));
-        if matches!((&a, &b), (Slot::Empty, Slot::Empty)) {
+        if was_never_durable(bytes, geometry) {
             return Headers::Blank;
         }
+        let (a, b) = bytes.split_at(bytes.len() / 2);
+        let (a, b) = (self.slot(a, geometry), self.slot(b, geometry));
         // At equal generations A counts.
         let (name, good, other) = match (a, b) {
             (Slot::Good(a), b) if b.generation() <= Some(a.0.generation) => (Name::A, a, b),
@@ -100,7 +105,7 @@ impl Check<'_> {
         let other = match other {
             Slot::Empty | Slot::Good(_) => Other::Fine,
             Slot::Bad(why) => Other::Bad(why),
-            Slot::Unopened(_, detail) => Other::Unopened(detail),
+            Slot::Later(detail) | Slot::Unopened(_, detail) => Other::Unopened(detail),
         };
         let (header, keys) = *good;
         Headers::Open(Box::new(Opened { header, keys, slot: name, other }))
@@ -110,6 +115,7 @@ impl Check<'_> {
         let unverified = match Unverified::parse(bytes, geometry) {
             Ok(unverified) => unverified,
             Err(HeaderError::Empty) => return Slot::Empty,
+            Err(e @ (HeaderError::Version(_) | HeaderError::Suite(_))) => return Slot::Later(e.to_string()),
             Err(e) => return Slot::Bad(e.to_string()),
         };
         let volume = unverified.claims().volume_id;
@@ -130,7 +136,7 @@ impl Check<'_> {
     }
 
     /// Counts the CMKs of one file, and tells where none of them is one that the volume lists.
-    pub(super) fn count_cmks(&self, header: &FileHeader, about: About<'_>) {
+    pub(super) fn count_cmks(&self, header: &FileHeader, about: About<'_, S::Handle>) {
         let of_header: Vec<KeyRef> =
             header.slots.iter().map(|s| KeyRef { provider: s.provider.clone(), key: s.key_ref.clone() }).collect();
         {
@@ -161,6 +167,7 @@ impl Check<'_> {
 
 /// Neither slot is good. A key that is wanting comes first: with it, the file may be good.
 fn closed(a: Slot, b: Slot) -> Headers {
+    let later = matches!(a, Slot::Later(_)) || matches!(b, Slot::Later(_));
     let mut told: Vec<(u8, &'static Code, String)> = Vec::new();
     for (slot, name) in [(a, Name::A), (b, Name::B)] {
         let letter = name.letter();
@@ -168,12 +175,12 @@ fn closed(a: Slot, b: Slot) -> Headers {
             Slot::Unopened(code, why) => {
                 told.push((u8::from(*code != problem::KEY), code, format!("slot {letter}: {why}")));
             }
-            Slot::Bad(why) => told.push((2, &problem::HEADER, format!("slot {letter}: {why}"))),
+            Slot::Bad(why) | Slot::Later(why) => told.push((2, &problem::HEADER, format!("slot {letter}: {why}"))),
             Slot::Empty | Slot::Good(_) => {}
         }
     }
     told.sort_by_key(|(rank, ..)| *rank);
     let code = told.first().map_or(&problem::HEADER, |(_, code, _)| *code);
     let details: Vec<String> = told.into_iter().map(|(.., detail)| detail).collect();
-    Headers::Closed { code, detail: details.join("; ") }
+    Headers::Closed { code, detail: details.join("; "), later }
 }

@@ -14,6 +14,7 @@ use super::{Failure, exit, printable, say};
 use crate::check::{self, Counts, Keys, Mended, Problem, QUARANTINE_DIR, Repair, Settings, Sink, Subject};
 use crate::mount::cipher_dir::CipherDir;
 use crate::mount::{files_of, serve};
+use crate::store::disk::DiskStore;
 
 /// Of the form of `--json`.
 const JSON_VERSION: u64 = 1;
@@ -90,7 +91,7 @@ impl Check {
         outcome(&counts)
     }
 
-    fn subject(&self, dir: &CipherDir) -> Result<Subject, Failure> {
+    fn subject(&self, dir: &CipherDir) -> Result<Subject<DiskStore>, Failure> {
         let failed = |e: std::io::Error| Failure::new(exit::VOLUME, format!("{}: {e}", dir.path().display()));
         let top = check::open_top(dir).map_err(failed)?;
         let mut remarks: Vec<(bool, String)> = dir.remarks().into_iter().map(|text| (false, text)).collect();

@@ -9,6 +9,7 @@
 mod common;
 
 mod attack;
+mod checked;
 mod corpus_blocks;
 mod corpus_headers;
 mod corpus_tree;
