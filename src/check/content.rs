@@ -203,28 +203,30 @@ impl<S: Store> Check<'_, S> {
     ) {
         let about = About::Spot(&spot);
         let mut bad = Bad::default();
-        let mut last_is_good = true;
         let (size, growing) = match length {
             Length::Empty { .. } => (0, false),
             Length::Quiet { size } => (size, false),
-            Length::Growing { blocks } => match self.last_block(&file, geometry, &opened, blocks - 1) {
-                Ok(Some(valid)) => (growing_size(blocks, valid), true),
-                Ok(None) => (growing_size(blocks, 0), true),
-                Err(code) => {
-                    bad.note(code, blocks - 1, blocks - 1);
-                    last_is_good = false;
-                    (growing_size(blocks, 0), true)
-                }
-            },
+            // From clear bytes, as a mount takes it; they are authenticated with their block.
+            Length::Growing { blocks } => {
+                let mut page = [0; PAGE];
+                let valid = match file.read_at(&mut page, geometry.block_offset(blocks - 1)) {
+                    Ok(_) => block::peek(&page).map_or(0, |peek| peek.valid_len),
+                    Err(_) => {
+                        bad.note(&problem::BACKING_IO, blocks - 1, blocks - 1);
+                        0
+                    }
+                };
+                (growing_size(blocks, valid), true)
+            }
         };
         let header = &opened.header;
-        let mut clean = last_is_good;
-        if last_is_good && size > 0 && header.size_floor > size {
+        let mut clean = bad.ranges.is_empty();
+        if size > 0 && header.size_floor > size {
             let detail = format!("{size} bytes, and at least {} were there", header.size_floor);
             self.report(&problem::TRUNCATED, about, detail);
             clean = false;
         }
-        if last_is_good && header.flags & FLAG_SEALED != 0 && header.sealed_size != size {
+        if header.flags & FLAG_SEALED != 0 && header.sealed_size != size {
             let detail = format!("{size} bytes, sealed with {}", header.sealed_size);
             self.report(&problem::SEALED_SIZE, about, detail);
             clean = false;
@@ -313,28 +315,6 @@ impl<S: Store> Check<'_, S> {
             } else {
                 self.report(&problem::NOT_SETTLED, about, detail);
             }
-        }
-    }
-
-    /// `valid_len` of the last block of a growing file; `None` where nothing of it was written.
-    fn last_block(
-        &self,
-        file: &S::File,
-        geometry: Geometry,
-        opened: &Opened,
-        index: u64,
-    ) -> Result<Option<u16>, &'static Code> {
-        let mut page = [0; PAGE];
-        file.read_at(&mut page, geometry.block_offset(index)).map_err(|_| &problem::BACKING_IO)?;
-        let Some(peek) = block::peek(&page) else { return Ok(None) };
-        match &opened.keys {
-            Some(keys) => {
-                let mut plain = Zeroizing::new([0; PLAIN]);
-                let opened = block::open(&keys.block_key(peek.key_salt), index, &page, &mut plain);
-                opened.map(Some).map_err(|_| &problem::BLOCK_AUTH)
-            }
-            None if has_form(&page) => Ok(Some(peek.valid_len)),
-            None => Err(&problem::BLOCK_AUTH),
         }
     }
 

@@ -180,7 +180,7 @@ impl<'a, S: Store> Check<'a, S> {
         self.tell(code, about, None, detail.into(), Mended::No);
     }
 
-    /// With what `mend` makes of it, in the mode that is wanted. True where it has been done, or would be.
+    /// With what `mend` makes of it, in the mode that is wanted. True where it has been done.
     fn mend(
         &self,
         code: &'static Code,
@@ -197,7 +197,7 @@ impl<'a, S: Store> Check<'a, S> {
                 Err(why) => Mended::Failed(format!("{what}: {why}")),
             },
         };
-        let done = matches!(mended, Mended::Done(_) | Mended::Would(_));
+        let done = matches!(mended, Mended::Done(_));
         self.tell(code, about, None, detail.into(), mended);
         done
     }

@@ -49,7 +49,7 @@ impl<S: Store> Check<'_, S> {
         self.quarantined(code, spot, detail);
     }
 
-    /// The same; true where it has been moved, or would be.
+    /// The same; true where it has been moved.
     pub(super) fn quarantined(&self, code: &'static Code, spot: &Spot<S::Handle>, detail: String) -> bool {
         // An overflow object that only this leads to is not an orphan.
         self.incomplete.store(true, Ordering::Relaxed);

@@ -312,7 +312,8 @@ impl Ground {
         if objects(&pristine) > objects(&disk) {
             return Err(say("objects have been deleted".into(), &repaired));
         }
-        Ok((before.len() as u64, refused))
+        let served = before.values().flat_map(|shown| shown.answers.values()).filter(|answer| answer.is_ok()).count();
+        Ok((served as u64, refused))
     }
 }
 
