@@ -18,5 +18,6 @@ mod frozen;
 mod library;
 mod mounted_fuzz;
 mod oracle;
+mod reported;
 mod scene;
 mod world;
