@@ -147,6 +147,7 @@ impl<S: Store> Check<'_, S> {
             }
         };
         self.count_cmks(&opened.header, about);
+        self.prove_wrapped_keys(&opened.header, about);
         match &opened.keys {
             Some(keys) => self.xattrs(place, about, &SealedBy::File(keys)),
             None => self.xattrs(place, about, &SealedBy::Unknown),

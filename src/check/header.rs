@@ -1,16 +1,21 @@
 //! The two header slots of a file: what each is, which one counts, and the keys behind it. Reads no content.
 
 use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
 
 use super::problem::{self, Code};
 use super::{About, Check, Keys};
 use crate::crypto::file_keys::FileKeys;
-use crate::format::KeyRef;
 use crate::format::geometry::Geometry;
+use crate::format::header::CmkSlot;
 use crate::format::header::{FileHeader, HeaderError, Unverified, was_never_durable};
+use crate::format::{BranchId, KeyRef};
 use crate::keys::KeyError;
 use crate::keys::guard::Guard;
 use crate::store::Store;
+
+/// Wrapped keys that are remembered; there are as many as branches, times CMKs, unless somebody has made more.
+const WRAPPED_MAX: usize = 1 << 16;
 
 /// What the header area of a file is.
 pub(super) enum Headers {
@@ -135,6 +140,50 @@ impl<S: Store> Check<'_, S> {
         }
     }
 
+    /// Whether each copy of the key in a header opens under its CMK. That the file opened does not tell: the key may have been in
+    /// memory from another file of its branch. A copy that many headers share is asked for once.
+    pub(super) fn prove_wrapped_keys(&self, header: &FileHeader, about: About<'_, S::Handle>) {
+        let Some(Keys { files, .. }) = &self.keys else { return };
+        let shared = header.wrapped_dek.as_ref().map(|wrapped| wrapped.branch_id);
+        if shared.is_none() && self.settings.quick {
+            return;
+        }
+        let (mut good, mut unknown, mut bad) = (0u32, 0u32, Vec::new());
+        for slot in &header.slots {
+            let digest = shared.map(|branch| wrapped_digest(&branch, slot));
+            if digest.is_some_and(|digest| self.seen.lock().wrapped.contains(&digest)) {
+                good += 1;
+                continue;
+            }
+            match files.keyring.prove_slot(header, slot) {
+                // A file of another CMK alone; without it nobody can tell.
+                None => {}
+                Some(Ok(())) => {
+                    good += 1;
+                    let mut seen = self.seen.lock();
+                    if let Some(digest) = digest.filter(|_| seen.wrapped.len() < WRAPPED_MAX) {
+                        seen.wrapped.insert(digest);
+                    }
+                }
+                Some(Err(e @ KeyError::BadBlob { .. })) => bad.push(e.to_string()),
+                Some(Err(_)) => {
+                    unknown += 1;
+                    let key = KeyRef { provider: slot.provider.clone(), key: slot.key_ref.clone() };
+                    self.counts.lock().cmk(&key, |count| count.unproven += 1);
+                }
+            }
+        }
+        if bad.is_empty() {
+            return;
+        }
+        let detail = bad.join("; ");
+        if good + unknown == 0 {
+            self.report(&problem::WRAPPED_KEY, about, detail);
+        } else {
+            self.report(&problem::CMK_SLOT, about, detail);
+        }
+    }
+
     /// Counts the CMKs of one file, and tells where none of them is one that the volume lists.
     pub(super) fn count_cmks(&self, header: &FileHeader, about: About<'_, S::Handle>) {
         let of_header: Vec<KeyRef> =
@@ -163,6 +212,16 @@ impl<S: Store> Check<'_, S> {
             self.report(&problem::UNKNOWN_CMK, about, format!("it names {}", names.join(", ")));
         }
     }
+}
+
+/// Everything that decides whether a wrapped branch key opens.
+fn wrapped_digest(branch: &BranchId, slot: &CmkSlot) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    for part in [&branch[..], slot.provider.as_bytes(), slot.key_ref.as_bytes(), &slot.commitment, &slot.blob] {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    digest.finalize().into()
 }
 
 /// Neither slot is good. A key that is wanting comes first: with it, the file may be good.

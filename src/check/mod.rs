@@ -130,6 +130,8 @@ struct Seen {
     linked: HashSet<u64>,
     /// Overflow objects that a link leads to.
     overflow: HashSet<[u8; 16]>,
+    /// Digests of wrapped keys that open.
+    wrapped: HashSet<[u8; 32]>,
 }
 
 /// What a finding is about.

@@ -139,8 +139,8 @@ fn files_that_lack_one_of_the_volume_s_cmks_are_counted() {
     let (heard, counts) = volume.check(Repair::No);
     assert_eq!(heard, []);
     let of = |key: &str| counts.cmks[&KeyRef { provider: "test".into(), key: key.into() }];
-    assert_eq!(of("one"), CmkCount { files: 2, missing: 0 });
-    assert_eq!(of("two"), CmkCount { files: 0, missing: 2 });
+    assert_eq!(of("one"), CmkCount { files: 2, missing: 0, unproven: 0 });
+    assert_eq!(of("two"), CmkCount { files: 0, missing: 2, unproven: 0 });
 }
 
 #[test]

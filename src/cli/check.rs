@@ -149,6 +149,9 @@ impl Check {
             if count.missing > 0 {
                 text.push_str(&format!("; {} files of the volume's CMKs lack it", count.missing));
             }
+            if count.unproven > 0 {
+                text.push_str(&format!("; {} of those could not be asked for", count.unproven));
+            }
             text.push('\n');
         }
         let kind = match (self.no_keys, self.quick) {
@@ -280,7 +283,7 @@ fn json_counts(counts: &Counts) -> Value {
     let cmks: Vec<Value> = cmks
         .into_iter()
         .map(|(key, count)| {
-            json!({ "provider": key.provider, "key": key.key, "files": count.files, "missing": count.missing })
+            json!({ "provider": key.provider, "key": key.key, "files": count.files, "missing": count.missing, "unproven": count.unproven })
         })
         .collect();
     json!({

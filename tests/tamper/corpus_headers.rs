@@ -263,7 +263,7 @@ fn case_15_slots_that_give_different_keys() {
         bad.clone_from(&good);
         spoil(&mut bad, n);
         scene.set_slot(&scene.victim, 0, &bad);
-        scene.assert_clean();
+        scene.assert_lasting(&[whole("cmk-slot", "/victim")]);
         let mount = scene.mount();
         assert_bad_blocks(&mount.join("victim"), &pattern(1, SIZE), &[]);
         mount.unmount();
