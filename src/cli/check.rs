@@ -1,6 +1,8 @@
 //! `envelopefs check`: verifies an encrypted directory without a mount, and prints what is found. Decides nothing about it.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
@@ -67,21 +69,34 @@ impl Check {
         let subject = self.subject(&dir)?;
         let settings = Settings {
             quick: self.quick,
-            jobs: self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from),
+            jobs: self.jobs.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from),
             repair: match (self.repair, self.yes) {
                 (false, _) => Repair::No,
                 (true, false) => Repair::DryRun,
                 (true, true) => Repair::Do,
             },
         };
-        let printer = Printer { json: self.json, progress: Progress::new(None), printed: Mutex::new(0) };
+        let printer = Printer { json: self.json, progress: Progress::new(Some(0)), printed: Mutex::new(0) };
         if self.json {
             let head = json!({ "version": JSON_VERSION, "mode": self.mode(), "repair": self.repair_word() });
             let head = head.to_string();
             // The findings follow as they come, so that their number needs no memory.
             print(format_args!("{},\"problems\":[", head.trim_end_matches('}')));
         }
-        let counts = check::run(subject, settings, &printer);
+        // What there is to read is counted meanwhile.
+        let measured = super::progress::visible().then(|| check::open_top(&dir).ok()).flatten();
+        let pages = subject.config.as_ref().map_or(1, |config| config.header_pages);
+        let done = AtomicBool::new(false);
+        let counts = thread::scope(|scope| {
+            if let Some(top) = &measured {
+                let count = || check::measure(top, pages, self.quick, &done, &|bytes| printer.progress.expect(bytes));
+                // Without it the bar has no end; nothing else is lost.
+                let _ = thread::Builder::new().name("check-measure".into()).spawn_scoped(scope, count);
+            }
+            let counts = check::run(subject, settings, &printer);
+            done.store(true, Ordering::Relaxed);
+            counts
+        });
         drop(printer);
         if self.json {
             say(format_args!("\n],\"counts\":{}}}", json_counts(&counts)));

@@ -47,7 +47,7 @@ fn case_11_one_of_two_slots_is_damaged() {
             // One that another version may have written is left alone.
             let left = if n == VERSION { &slot[..] } else { &[] };
             match bad.iter().any(|byte| *byte != 0) {
-                true if n < 3 || n >= 14 => scene.assert_reported(&slot, left),
+                true if !(3..14).contains(&n) => scene.assert_reported(&slot, left),
                 true => assert_eq!(scene.reported(), slot),
                 false => scene.assert_clean(),
             }
@@ -89,7 +89,7 @@ fn case_11_the_only_slot_or_both_are_damaged() {
             }
             let told = [whole(if zeros { "header-missing" } else { "header" }, "/victim")];
             let left = if n == VERSION { &told[..] } else { &[] };
-            if n < 3 || n >= 14 {
+            if !(3..14).contains(&n) {
                 scene.assert_reported(&told, left);
             } else {
                 assert_eq!(scene.reported(), told);

@@ -76,7 +76,8 @@ fn adopting_what_a_crash_left_keeps_the_mtime() {
         page[512..1024].fill(0);
         bench.put_page(1, &page);
     };
-    let states: [(&str, &dyn Fn(&Bench)); 5] = [
+    type State<'a> = (&'a str, &'a dyn Fn(&Bench));
+    let states: [State<'_>; 5] = [
         ("left growing", &|_| {}),
         ("a page behind the last one", &|bench| growing_len(bench, 3)),
         ("a page behind a damaged one", &|bench| {
