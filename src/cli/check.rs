@@ -25,10 +25,10 @@ const AFTER_HELP: &str = "\
 What is found is damage (exit code 7), unchecked (no key: 4; no permission, or changed meanwhile: 1), leftover (of a crash; the
 next mount copes with it) or warning (both: 0). Each finding has a code word; doc/CHECK.md lists them with what to do.
 
---repair changes nothing and says what it would do; --repair --yes does it: leftovers go, sizes are settled, a bad header slot is
-rewritten from the good one, a lost directory id that subdirectories and names prove is written anew. What does not authenticate at
-all is moved to quarantine/ in the encrypted directory, with a line in quarantine/manifest.jsonl. Nothing that authenticates is
-touched, no content is deleted, and blocks that are lost stay lost: those come from a backup.";
+--repair changes nothing and says what it would do; --repair --yes does it: sizes are settled, a bad header slot is rewritten from the
+good one, a lost directory id that subdirectories and names prove is written anew. Leftovers, and what does not authenticate at all,
+are moved to quarantine/ in the encrypted directory, with a line in quarantine/manifest.jsonl. Nothing that authenticates is touched,
+nothing is deleted, and blocks that are lost stay lost: those come from a backup.";
 
 /// Verify an encrypted directory that is not mounted, and repair what can be repaired
 ///
