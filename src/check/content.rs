@@ -16,7 +16,6 @@ use crate::crypto::aead::AeadKey;
 use crate::format::block;
 use crate::format::geometry::{BLOCK_HEADER, Geometry, Length, PAGE, PLAIN, blocks_for, growing_size};
 use crate::format::header::{FLAG_HOLES_OK, FLAG_SEALED, claimed_pages};
-use crate::store::disk::DiskFile;
 use crate::store::{Access, BackingFile, Stat, Store};
 
 /// Blocks of one read: 1 MiB.
@@ -28,12 +27,12 @@ const SEGMENTS_MAX: u64 = 1024;
 /// Bad ranges of one file that are told one by one.
 const RANGES_MAX: usize = 256;
 
-pub(super) type Work = Queue<Spot, FileWork>;
+pub(super) type Work<S> = Queue<Spot<<S as Store>::Handle>, FileWork<S>>;
 
 /// A file whose blocks are being read.
-pub(super) struct FileWork {
-    spot: Spot,
-    file: DiskFile,
+pub(super) struct FileWork<S: Store> {
+    spot: Spot<S::Handle>,
+    file: S::File,
     stat: Stat,
     geometry: Geometry,
     opened: Box<Opened>,
@@ -89,15 +88,15 @@ impl Bad {
     }
 }
 
-impl FileWork {
+impl<S: Store> FileWork<S> {
     fn may_be_hole(&self, block: u64) -> bool {
         let header = &self.opened.header;
         header.flags & FLAG_HOLES_OK != 0 || block.saturating_mul(PLAIN as u64) >= header.size_floor
     }
 }
 
-impl Check<'_> {
-    pub(super) fn file(&self, spot: Spot, work: &Work) {
+impl<S: Store> Check<'_, S> {
+    pub(super) fn file(&self, spot: Spot<S::Handle>, work: &Work<S>) {
         let place = spot.place();
         let about = About::Spot(&spot);
         let opened = self.top.open_file(place, Access::Read).and_then(|file| Ok((file.stat()?, file)));
@@ -133,9 +132,9 @@ impl Check<'_> {
         let opened = match self.headers(&bytes, geometry) {
             Headers::Open(opened) => opened,
             Headers::Blank | Headers::Closed { .. } if spot.stranger => return,
-            Headers::Blank => return self.blank(&spot, &stat, length),
-            Headers::Closed { code, detail } => {
-                if *code == problem::HEADER && self.keys.is_some() {
+            Headers::Blank => return self.blank(&spot, &file, &stat, length),
+            Headers::Closed { code, detail, later } => {
+                if *code == problem::HEADER && self.keys.is_some() && !later {
                     self.forget_link(&stat);
                     self.mend_by_quarantine(code, &spot, detail);
                 } else {
@@ -148,6 +147,7 @@ impl Check<'_> {
             }
         };
         self.count_cmks(&opened.header, about);
+        self.prove_wrapped_keys(&opened.header, about);
         match &opened.keys {
             Some(keys) => self.xattrs(place, about, &SealedBy::File(keys)),
             None => self.xattrs(place, about, &SealedBy::Unknown),
@@ -156,8 +156,9 @@ impl Check<'_> {
     }
 
     /// One object has one place in the numbers; another file system has no place at all.
-    fn is_first_name(&self, spot: &Spot, stat: &Stat) -> bool {
+    fn is_first_name(&self, spot: &Spot<S::Handle>, stat: &Stat) -> bool {
         if stat.dev != self.dev.load(Ordering::Relaxed) {
+            self.incomplete.store(true, Ordering::Relaxed);
             self.report(&problem::OTHER_FILESYSTEM, About::Spot(spot), "the file is on another file system");
             return false;
         }
@@ -170,51 +171,63 @@ impl Check<'_> {
         self.seen.lock().linked.remove(&stat.ino);
     }
 
-    fn blank(&self, spot: &Spot, stat: &Stat, length: Length) {
+    fn blank(&self, spot: &Spot<S::Handle>, file: &S::File, stat: &Stat, length: Length) {
         if matches!(length, Length::Quiet { .. }) {
             self.forget_link(stat);
-            return self.mend_by_quarantine(&problem::HEADER_MISSING, spot, "both header slots are zeros".into());
+            return self.mend_by_quarantine(&problem::HEADER_MISSING, spot, "there is no header".into());
         }
         self.xattrs(spot.place(), About::Spot(spot), &SealedBy::Nothing);
+        let about = About::Spot(spot);
         let detail = format!("{} bytes, and no header", stat.size);
-        self.mend(&problem::NEVER_SYNCED, About::Spot(spot), detail, "set its length to 0", || self.empty(spot, stat));
+        match self.is_blank(file, stat.size) {
+            Ok(true) => {
+                self.mend(&problem::NEVER_SYNCED, about, detail, "set its length to 0", || self.empty(spot, stat));
+            }
+            // Somebody may have its header from a backup.
+            Ok(false) => {
+                self.report(&problem::NEVER_SYNCED, about, format!("{detail}, but blocks; they are left alone"))
+            }
+            Err(e) => self.io_trouble(about, "reading it", &e),
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
     fn blocks(
         &self,
-        spot: Spot,
-        file: DiskFile,
+        spot: Spot<S::Handle>,
+        file: S::File,
         stat: Stat,
         geometry: Geometry,
         opened: Box<Opened>,
         length: Length,
-        work: &Work,
+        work: &Work<S>,
     ) {
         let about = About::Spot(&spot);
         let mut bad = Bad::default();
-        let mut last_is_good = true;
         let (size, growing) = match length {
             Length::Empty { .. } => (0, false),
             Length::Quiet { size } => (size, false),
-            Length::Growing { blocks } => match self.last_block(&file, geometry, &opened, blocks - 1) {
-                Ok(Some(valid)) => (growing_size(blocks, valid), true),
-                Ok(None) => (growing_size(blocks, 0), true),
-                Err(code) => {
-                    bad.note(code, blocks - 1, blocks - 1);
-                    last_is_good = false;
-                    (growing_size(blocks, 0), true)
-                }
-            },
+            // From clear bytes, as a mount takes it; they are authenticated with their block.
+            Length::Growing { blocks } => {
+                let mut page = [0; PAGE];
+                let valid = match file.read_at(&mut page, geometry.block_offset(blocks - 1)) {
+                    Ok(_) => block::peek(&page).map_or(0, |peek| peek.valid_len),
+                    Err(_) => {
+                        bad.note(&problem::BACKING_IO, blocks - 1, blocks - 1);
+                        0
+                    }
+                };
+                (growing_size(blocks, valid), true)
+            }
         };
         let header = &opened.header;
-        let mut clean = last_is_good;
-        if last_is_good && size > 0 && header.size_floor > size {
+        let mut clean = bad.ranges.is_empty();
+        if size > 0 && header.size_floor > size {
             let detail = format!("{size} bytes, and at least {} were there", header.size_floor);
             self.report(&problem::TRUNCATED, about, detail);
             clean = false;
         }
-        if last_is_good && header.flags & FLAG_SEALED != 0 && header.sealed_size != size {
+        if header.flags & FLAG_SEALED != 0 && header.sealed_size != size {
             let detail = format!("{size} bytes, sealed with {}", header.sealed_size);
             self.report(&problem::SEALED_SIZE, about, detail);
             clean = false;
@@ -249,7 +262,7 @@ impl Check<'_> {
     }
 
     /// Works on a file's segments until all are given out.
-    pub(super) fn help(&self, shared: &Shared<FileWork>) {
+    pub(super) fn help(&self, shared: &Shared<FileWork<S>>) {
         while let Some(segment) = shared.claim() {
             let work = &shared.work;
             let first = work.first.saturating_add(segment.saturating_mul(work.per_segment));
@@ -261,7 +274,7 @@ impl Check<'_> {
         }
     }
 
-    fn finish(&self, work: &FileWork) {
+    fn finish(&self, work: &FileWork<S>) {
         let mut bad = work.bad.lock();
         let ranges = bad.settled();
         let more = bad.more;
@@ -306,29 +319,7 @@ impl Check<'_> {
         }
     }
 
-    /// `valid_len` of the last block of a growing file; `None` where nothing of it was written.
-    fn last_block(
-        &self,
-        file: &DiskFile,
-        geometry: Geometry,
-        opened: &Opened,
-        index: u64,
-    ) -> Result<Option<u16>, &'static Code> {
-        let mut page = [0; PAGE];
-        file.read_at(&mut page, geometry.block_offset(index)).map_err(|_| &problem::BACKING_IO)?;
-        let Some(peek) = block::peek(&page) else { return Ok(None) };
-        match &opened.keys {
-            Some(keys) => {
-                let mut plain = Zeroizing::new([0; PLAIN]);
-                let opened = block::open(&keys.block_key(peek.key_salt), index, &page, &mut plain);
-                opened.map(Some).map_err(|_| &problem::BLOCK_AUTH)
-            }
-            None if has_form(&page) => Ok(Some(peek.valid_len)),
-            None => Err(&problem::BLOCK_AUTH),
-        }
-    }
-
-    fn segment(&self, work: &FileWork, first: u64, end: u64) -> Bad {
+    fn segment(&self, work: &FileWork<S>, first: u64, end: u64) -> Bad {
         let mut bad = Bad::default();
         let mut buffer = Vec::new();
         let mut reader = Reader { work, plain: Zeroizing::new([0; PLAIN]), key: None };
@@ -374,14 +365,14 @@ impl Check<'_> {
 }
 
 /// Blocks of one file, one after the other.
-struct Reader<'a> {
-    work: &'a FileWork,
+struct Reader<'a, S: Store> {
+    work: &'a FileWork<S>,
     plain: Zeroizing<[u8; PLAIN]>,
     /// The last key used: neighbours mostly share it.
     key: Option<([u8; 4], Arc<AeadKey>)>,
 }
 
-impl Reader<'_> {
+impl<S: Store> Reader<'_, S> {
     fn page(&mut self, index: u64, page: &[u8; PAGE], bad: &mut Bad) {
         let Some(peek) = block::peek(page) else { return self.hole(index, index + 1, bad) };
         let good = match &self.work.opened.keys {
@@ -426,7 +417,7 @@ fn has_form(page: &[u8; PAGE]) -> bool {
 }
 
 /// What the first header page says, else one page.
-fn claimed_geometry(file: &DiskFile) -> Geometry {
+fn claimed_geometry(file: &impl BackingFile) -> Geometry {
     let mut page = vec![0; PAGE];
     let pages = file.read_at(&mut page, 0).ok().and_then(|_| claimed_pages(&page));
     Geometry { header_pages: pages.unwrap_or(1) }

@@ -48,6 +48,8 @@ pub struct Counts {
 pub struct CmkCount {
     pub files: u64,
     pub missing: u64,
+    /// Of `files`: those whose copy of the key could not be asked for, since the CMK cannot be reached or refuses.
+    pub unproven: u64,
 }
 
 impl Counts {

@@ -1,7 +1,6 @@
 //! One directory: its id, its names, companions of long names, what crashes left in it. Hands objects on to be read.
 
 use std::collections::HashSet;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -50,14 +49,14 @@ enum Record {
 }
 
 /// A directory while it is looked at.
-struct Here<'a> {
+struct Here<'a, H> {
     dir: &'a Arc<Directory>,
-    handle: &'a Arc<OwnedFd>,
+    handle: &'a Arc<H>,
     entries: &'a [Entry],
 }
 
-impl Here<'_> {
-    fn spot(&self, entry: &Entry, plain: Option<&[u8]>) -> Spot {
+impl<H> Here<'_, H> {
+    fn spot(&self, entry: &Entry, plain: Option<&[u8]>) -> Spot<H> {
         Spot {
             dir: self.dir.clone(),
             handle: self.handle.clone(),
@@ -67,7 +66,7 @@ impl Here<'_> {
             stranger: false,
         }
     }
-    fn place<'b>(&'b self, raw: &'b [u8]) -> Place<'b, OwnedFd> {
+    fn place<'b>(&'b self, raw: &'b [u8]) -> Place<'b, H> {
         Place::Entry { dir: self.handle, name: raw }
     }
 }
@@ -77,15 +76,15 @@ fn is_object(name: &[u8]) -> bool {
     !name.starts_with(RESERVED_PREFIX) || (name.starts_with(LONG_PREFIX) && !name.ends_with(LONG_SUFFIX))
 }
 
-impl Check<'_> {
+impl<S: Store> Check<'_, S> {
     /// Looks at a directory and hands its objects on. `None` where it cannot be read. `itself`: as an entry of its parent.
     pub(super) fn scan(
         &self,
         dir: &Arc<Directory>,
-        handle: &Arc<OwnedFd>,
+        handle: &Arc<S::Handle>,
         parent: Option<DirId>,
-        itself: Option<&Spot>,
-        work: &Work,
+        itself: Option<&Spot<S::Handle>>,
+        work: &Work<S>,
     ) -> Option<(Option<DirId>, Vec<Child>)> {
         let about = About::Directory(dir);
         self.counts.lock().directories += 1;
@@ -107,13 +106,19 @@ impl Check<'_> {
             self.incomplete.store(true, Ordering::Relaxed);
             return None;
         }
-        let id = self.identify(&here, record, parent, itself);
-        let children = self.names(&here, id, work);
+        let id = self.identify(&here, &record, parent, itself);
+        let children = self.names(&here, id, !matches!(record, Record::Bad(..) | Record::Unread), work);
         Some((id, children))
     }
 
     /// The id under which the names of a directory are sealed; what is wrong with it is reported.
-    fn identify(&self, here: &Here<'_>, record: Record, parent: Option<DirId>, itself: Option<&Spot>) -> Option<DirId> {
+    fn identify(
+        &self,
+        here: &Here<'_, S::Handle>,
+        record: &Record,
+        parent: Option<DirId>,
+        itself: Option<&Spot<S::Handle>>,
+    ) -> Option<DirId> {
         let about = About::Directory(here.dir);
         let (why, claimed) = match record {
             Record::Unread => return None,
@@ -123,14 +128,14 @@ impl Check<'_> {
                 let elsewhere = named && !self.plaintext_names() && !self.confirms(here, record.id);
                 // Names that open under another id: either is in the wrong place, and which one would be a guess.
                 let Some(own) = elsewhere.then(|| self.lost_id(here, None)).flatten() else {
-                    self.authentic(here, &record, parent);
+                    self.authentic(here, record, parent);
                     return Some(record.id);
                 };
                 let why = "no name opens under its id, but under another one: the record was exchanged, or the entries were moved here";
                 self.report(&problem::DIR_ID, about, why);
                 return Some(own);
             }
-            Record::Bad(why, claimed) => (why, claimed),
+            Record::Bad(why, claimed) => (why.clone(), *claimed),
         };
         if let Some(own) = self.lost_id(here, claimed) {
             self.mend_record(here, own, parent, why);
@@ -147,7 +152,7 @@ impl Check<'_> {
         None
     }
 
-    fn record(&self, here: &Here<'_>) -> Record {
+    fn record(&self, here: &Here<'_, S::Handle>) -> Record {
         let about = About::Directory(here.dir);
         let target = match self.top.readlink(here.place(DIR_ID_NAME)) {
             Ok(target) => target,
@@ -171,7 +176,7 @@ impl Check<'_> {
         }
     }
 
-    fn authentic(&self, here: &Here<'_>, record: &DirRecord, parent: Option<DirId>) {
+    fn authentic(&self, here: &Here<'_, S::Handle>, record: &DirRecord, parent: Option<DirId>) {
         let about = About::Directory(here.dir);
         if parent.is_some_and(|parent| parent != record.parent) {
             self.counts.lock().moved_directories += 1;
@@ -187,18 +192,18 @@ impl Check<'_> {
     }
 
     /// Whether one of the names opens under `id`.
-    fn confirms(&self, here: &Here<'_>, id: DirId) -> bool {
+    fn confirms(&self, here: &Here<'_, S::Handle>, id: DirId) -> bool {
         self.tried(here, id).any(|opens| opens)
     }
 
-    fn tried<'b>(&'b self, here: &'b Here<'_>, id: DirId) -> impl Iterator<Item = bool> + 'b {
+    fn tried<'b>(&'b self, here: &'b Here<'_, S::Handle>, id: DirId) -> impl Iterator<Item = bool> + 'b {
         let objects = here.entries.iter().filter(|entry| is_object(&entry.name)).take(NAMES_TRIED_MAX);
         objects.map(move |entry| matches!(self.name(here, &entry.name, Some(id)), Named::Plain(_)))
     }
 
     /// The id of a directory whose record is gone or wrong: what is left of the record, or what subdirectories recorded of their
     /// parent at their making, where a name proves it.
-    fn lost_id(&self, here: &Here<'_>, claimed: Option<DirId>) -> Option<DirId> {
+    fn lost_id(&self, here: &Here<'_, S::Handle>, claimed: Option<DirId>) -> Option<DirId> {
         let keys = self.keys.as_ref().filter(|keys| matches!(keys.names, NameCodec::Encrypted(_)))?;
         let mut candidates: Vec<DirId> = claimed.into_iter().collect();
         let subdirectories = here.entries.iter().filter(|e| e.kind == Kind::Directory && is_object(&e.name));
@@ -215,7 +220,7 @@ impl Check<'_> {
     }
 
     /// Reports a lost record whose id is known again.
-    fn mend_record(&self, here: &Here<'_>, id: DirId, parent: Option<DirId>, why: String) {
+    fn mend_record(&self, here: &Here<'_, S::Handle>, id: DirId, parent: Option<DirId>, why: String) {
         let about = About::Directory(here.dir);
         let with_cmks = self.config.as_ref().is_none_or(|config| !config.directory_cmks.is_empty());
         match parent {
@@ -226,7 +231,7 @@ impl Check<'_> {
             Some(parent) if !with_cmks => {
                 let detail = format!("{why}; its id is known again, and its names prove it");
                 self.mend(&problem::DIR_ID, about, detail, "write its id record anew", || {
-                    self.write_record(here.handle, DirRecord { id, parent, keys: None })
+                    self.write_record(here.dir, here.handle, DirRecord { id, parent, keys: None })
                 });
             }
             // Which CMKs the directory had would be a guess.
@@ -239,7 +244,7 @@ impl Check<'_> {
         }
     }
 
-    fn name(&self, here: &Here<'_>, raw: &[u8], id: Option<DirId>) -> Named {
+    fn name(&self, here: &Here<'_, S::Handle>, raw: &[u8], id: Option<DirId>) -> Named {
         let codec = match &self.keys {
             Some(Keys { names, .. }) => names,
             None if self.plaintext_names() => &NameCodec::Plain,
@@ -267,7 +272,7 @@ impl Check<'_> {
     }
 
     /// All that can be told without keys or id.
-    fn form(&self, here: &Here<'_>, raw: &[u8]) -> Named {
+    fn form(&self, here: &Here<'_, S::Handle>, raw: &[u8]) -> Named {
         if !raw.starts_with(LONG_PREFIX) {
             // Without a volume file it may be one with plaintext names.
             return if self.config.is_none() || has_name_form(raw) { Named::Formed } else { Named::Stranger };
@@ -280,7 +285,8 @@ impl Check<'_> {
         }
     }
 
-    fn names(&self, here: &Here<'_>, id: Option<DirId>, work: &Work) -> Vec<Child> {
+    /// `recorded`: the directory's own record is in order.
+    fn names(&self, here: &Here<'_, S::Handle>, id: Option<DirId>, recorded: bool, work: &Work<S>) -> Vec<Child> {
         let long: HashSet<&[u8]> =
             here.entries.iter().map(|e| &*e.name).filter(|n| n.starts_with(LONG_PREFIX)).collect();
         // Whether the id is proven to be this directory's.
@@ -293,7 +299,7 @@ impl Check<'_> {
                 continue;
             }
             if raw.starts_with(TEMP_PREFIX) {
-                self.temporary(here, entry, id.is_some() || self.plaintext_names());
+                self.temporary(here, entry, recorded);
                 continue;
             }
             if !is_object(raw) {
@@ -345,7 +351,7 @@ impl Check<'_> {
     }
 
     /// An entry with a reserved name that stands for no object.
-    fn internal(&self, here: &Here<'_>, entry: &Entry, long: &HashSet<&[u8]>) {
+    fn internal(&self, here: &Here<'_, S::Handle>, entry: &Entry, long: &HashSet<&[u8]>) {
         let spot = here.spot(entry, None);
         let about = About::Spot(&spot);
         let companion_of = entry.name.strip_suffix(LONG_SUFFIX).filter(|_| entry.name.starts_with(LONG_PREFIX));
@@ -353,8 +359,7 @@ impl Check<'_> {
             // What is wrong with it is told with its entry.
             Some(owner) if long.contains(owner) && !self.plaintext_names() => {}
             Some(_) if entry.kind == Kind::Symlink && !self.plaintext_names() => {
-                let detail = "its entry is gone";
-                self.mend(&problem::COMPANION_ORPHAN, about, detail, "remove it", || self.remove(&spot));
+                self.tidied(&problem::COMPANION_ORPHAN, &spot, "its entry is gone");
             }
             _ => {
                 self.incomplete.store(true, Ordering::Relaxed);
@@ -364,7 +369,7 @@ impl Check<'_> {
     }
 
     /// What `mkdir`, `rmdir` and a change of a record leave where a crash comes between.
-    fn temporary(&self, here: &Here<'_>, entry: &Entry, has_id: bool) {
+    fn temporary(&self, here: &Here<'_, S::Handle>, entry: &Entry, recorded: bool) {
         let spot = here.spot(entry, None);
         let about = About::Spot(&spot);
         let leftovers = match entry.kind {
@@ -375,16 +380,15 @@ impl Check<'_> {
             _ => false,
         };
         match entry.kind {
-            Kind::Symlink if !has_id => {
+            // Another record of this directory may be in it.
+            Kind::Symlink if !recorded => {
                 self.report(&problem::TEMPORARY, about, "a record of the directory, whose own is not in order");
             }
             Kind::Symlink => {
-                let detail = "a record of the directory that was to be put in place";
-                self.mend(&problem::TEMPORARY, about, detail, "remove it", || self.remove(&spot));
+                self.tidied(&problem::TEMPORARY, &spot, "a record of the directory that was to be put in place");
             }
             Kind::Directory if leftovers => {
-                let detail = "a directory that was being made or removed";
-                self.mend(&problem::TEMPORARY, about, detail, "remove it", || self.remove_leftover_directory(&spot));
+                self.tidied(&problem::TEMPORARY, &spot, "a directory that was being made or removed");
             }
             Kind::Directory => {
                 self.incomplete.store(true, Ordering::Relaxed);

@@ -9,6 +9,7 @@ mod content;
 mod counts;
 mod directory;
 mod header;
+mod measure;
 mod place;
 mod problem;
 mod queue;
@@ -31,10 +32,11 @@ use crate::format::geometry::Geometry;
 use crate::format::names::NameCodec;
 use crate::format::volume::{VolumeConfig, VolumeKeys};
 use crate::format::{DirId, KeyRef};
-use crate::store::Kind;
 use crate::store::disk::DiskStore;
+use crate::store::{Kind, Store};
 use crate::sys::descriptor;
 pub use counts::{CmkCount, Counts};
+pub use measure::measure;
 use place::{Directory, Spot};
 use problem::UNREADABLE;
 pub use problem::{CODES, Code, Mended, Problem, Severity};
@@ -46,7 +48,7 @@ pub use rooms::QUARANTINE_DIR;
 pub struct Settings {
     /// Headers and last blocks only.
     pub quick: bool,
-    /// Threads that read.
+    /// Threads that read beside the one that walks; 0: all in the calling thread.
     pub jobs: usize,
     pub repair: Repair,
 }
@@ -75,9 +77,9 @@ pub struct Keys {
 }
 
 /// What is checked.
-pub struct Subject {
+pub struct Subject<S> {
     /// The CIPHERDIR.
-    pub top: DiskStore,
+    pub top: S,
     /// What the volume file says; authentic where there are keys. `None`: missing or malformed.
     pub config: Option<VolumeConfig>,
     pub keys: Option<Keys>,
@@ -91,15 +93,15 @@ pub fn open_top(dir: impl AsFd) -> io::Result<DiskStore> {
 }
 
 /// Checks all of it, and mends where that is wanted.
-pub fn run(subject: Subject, settings: Settings, sink: &dyn Sink) -> Counts {
+pub fn run<S: Store>(subject: Subject<S>, settings: Settings, sink: &dyn Sink) -> Counts {
     let check = Check::new(subject, settings, sink);
     check.rooms();
     check.counts.into_inner()
 }
 
 /// One check under way.
-struct Check<'a> {
-    top: DiskStore,
+struct Check<'a, S: Store> {
+    top: S,
     config: Option<VolumeConfig>,
     /// Where no volume file tells, each file's header does.
     geometry: Option<Geometry>,
@@ -116,7 +118,7 @@ struct Check<'a> {
     dev: AtomicU64,
     /// Something could not be looked at, so what nobody refers to may be referred to from there.
     incomplete: AtomicBool,
-    quarantine: Mutex<Option<Quarantine>>,
+    quarantine: Mutex<Option<Quarantine<S>>>,
 }
 
 /// What has to be remembered.
@@ -130,19 +132,27 @@ struct Seen {
     linked: HashSet<u64>,
     /// Overflow objects that a link leads to.
     overflow: HashSet<[u8; 16]>,
+    /// Digests of wrapped keys that open.
+    wrapped: HashSet<[u8; 32]>,
 }
 
 /// What a finding is about.
-#[derive(Clone, Copy)]
-enum About<'a> {
+enum About<'a, H> {
     /// A part of the CIPHERDIR, by its path below.
     Room(&'a [u8]),
     Directory(&'a Directory),
-    Spot(&'a Spot),
+    Spot(&'a Spot<H>),
 }
 
-impl<'a> Check<'a> {
-    fn new(subject: Subject, settings: Settings, sink: &'a dyn Sink) -> Self {
+impl<H> Clone for About<'_, H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<H> Copy for About<'_, H> {}
+
+impl<'a, S: Store> Check<'a, S> {
+    fn new(subject: Subject<S>, settings: Settings, sink: &'a dyn Sink) -> Self {
         let Subject { top, config, keys, remarks } = subject;
         let slots = config.iter().flat_map(|config| &config.volume_key);
         let own_cmks: Vec<KeyRef> =
@@ -170,15 +180,15 @@ impl<'a> Check<'a> {
         self.config.as_ref().is_some_and(|config| config.plaintext_names)
     }
 
-    fn report(&self, code: &'static Code, about: About<'_>, detail: impl Into<Cow<'static, str>>) {
+    fn report(&self, code: &'static Code, about: About<'_, S::Handle>, detail: impl Into<Cow<'static, str>>) {
         self.tell(code, about, None, detail.into(), Mended::No);
     }
 
-    /// With what `mend` makes of it, in the mode that is wanted. True where it has been done, or would be.
+    /// With what `mend` makes of it, in the mode that is wanted. True where it has been done.
     fn mend(
         &self,
         code: &'static Code,
-        about: About<'_>,
+        about: About<'_, S::Handle>,
         detail: impl Into<Cow<'static, str>>,
         what: &str,
         mend: impl FnOnce() -> io::Result<()>,
@@ -191,7 +201,7 @@ impl<'a> Check<'a> {
                 Err(why) => Mended::Failed(format!("{what}: {why}")),
             },
         };
-        let done = matches!(mended, Mended::Done(_) | Mended::Would(_));
+        let done = matches!(mended, Mended::Done(_));
         self.tell(code, about, None, detail.into(), mended);
         done
     }
@@ -199,7 +209,7 @@ impl<'a> Check<'a> {
     fn tell(
         &self,
         code: &'static Code,
-        about: About<'_>,
+        about: About<'_, S::Handle>,
         blocks: Option<(u64, u64)>,
         detail: Cow<'static, str>,
         mended: Mended,
@@ -225,7 +235,7 @@ impl<'a> Check<'a> {
     }
 
     /// An error of the store on the way to an object. What is gone or of another kind now has changed meanwhile.
-    fn io_trouble(&self, about: About<'_>, doing: &str, error: &io::Error) {
+    fn io_trouble(&self, about: About<'_, S::Handle>, doing: &str, error: &io::Error) {
         self.incomplete.store(true, Ordering::Relaxed);
         let code = match error.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => &UNREADABLE,

@@ -1,6 +1,5 @@
 //! Where a check stands: directories on the way down, and paths for reports. Holds names; does no I/O.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::format::volume::TREE_DIR;
@@ -75,10 +74,9 @@ impl Drop for Directory {
 }
 
 /// An entry that is to be looked at, in an open directory.
-#[derive(Clone)]
-pub struct Spot {
+pub struct Spot<H> {
     pub dir: Arc<Directory>,
-    pub handle: Arc<OwnedFd>,
+    pub handle: Arc<H>,
     pub raw: Box<[u8]>,
     pub plain: Option<Box<[u8]>>,
     /// As the directory's listing says.
@@ -87,8 +85,21 @@ pub struct Spot {
     pub stranger: bool,
 }
 
-impl Spot {
-    pub fn place(&self) -> Place<'_, OwnedFd> {
+impl<H> Clone for Spot<H> {
+    fn clone(&self) -> Self {
+        Self {
+            dir: self.dir.clone(),
+            handle: self.handle.clone(),
+            raw: self.raw.clone(),
+            plain: self.plain.clone(),
+            kind: self.kind,
+            stranger: self.stranger,
+        }
+    }
+}
+
+impl<H> Spot<H> {
+    pub fn place(&self) -> Place<'_, H> {
         Place::Entry { dir: &self.handle, name: &self.raw }
     }
 

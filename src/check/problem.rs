@@ -103,7 +103,7 @@ codes! {
         "restore the attribute from a backup, or set the attributes again through a mount";
     SYMLINK_AUTH = "symlink-auth" Damage
         "the symbolic link's target is not what was written, or the link was put in another object's place"
-        "restore the link from a backup; --repair moves it to quarantine";
+        "restore the link from a backup; --repair moves one that itself does not open to quarantine";
     OVERFLOW_MISSING = "overflow-missing" Damage
         "the file in overflow/ that holds the link's long target is missing"
         "restore that file from a backup, or make the link again through a mount";
@@ -118,22 +118,25 @@ codes! {
         "find out what works in the encrypted directory (a sync tool, a backup), stop it, and check again";
     TEMPORARY = "temporary" Leftover
         "a temporary object of an operation that a crash interrupted"
-        "nothing; --repair removes it";
+        "nothing; --repair moves it to quarantine";
     COMPANION_ORPHAN = "companion-orphan" Leftover
         "the full form of a long name whose entry is gone"
-        "nothing; --repair removes it";
+        "nothing; --repair moves it to quarantine";
     OVERFLOW_ORPHAN = "overflow-orphan" Leftover
         "a long link target that no link leads to"
         "nothing; --repair moves it to quarantine";
     NEVER_SYNCED = "never-synced" Leftover
         "a crash came before anything of the file was durable; it reads as empty"
-        "nothing; --repair sets its length to 0, as the next writer would";
+        "nothing; --repair sets its length to 0 where all of it is zeros, as the next writer would in any case";
     NOT_SETTLED = "size-not-settled" Leftover
         "the file was being written when the mount ended; its size is in its last block"
         "nothing; --repair settles it, as the next writer would";
     HEADER_SLOT = "header-slot" Warning
-        "one of the file's two header slots is damaged, the other one serves"
-        "--repair rewrites it from the good one; look for the cause (disk, tampering)";
+        "one of the file's two header slots is damaged, the other one serves; a crash while it was written does that, too"
+        "--repair rewrites it from the good one; look for the cause (disk, tampering) where there was no crash";
+    CMK_SLOT = "cmk-slot" Warning
+        "the copy of the key under one CMK does not open, though another CMK's does: without that one, the file does not open"
+        "restore the file from a backup, or copy its content to a new file through a mount; look for the cause";
     DIR_ID_TWICE = "dir-id-twice" Warning
         "two directories have the same id: one is a copy made below, and entries can be moved between them unnoticed"
         "make the copy through a mount instead (cp -a in the mount), and remove the one that was made below";

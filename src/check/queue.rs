@@ -50,6 +50,16 @@ pub struct Queue<T, B> {
     room: Condvar,
 }
 
+/// A thread that serves a queue. Whoever pushes does not wait for one that is gone, by a panic for instance.
+pub struct Served<'a, T, B>(&'a Queue<T, B>);
+
+impl<T, B> Drop for Served<'_, T, B> {
+    fn drop(&mut self) {
+        self.0.state.lock().workers -= 1;
+        self.0.room.notify_all();
+    }
+}
+
 pub enum Job<T, B> {
     Single(T),
     Shared(Arc<Shared<B>>),
@@ -61,9 +71,10 @@ impl<T, B> Queue<T, B> {
         Self { state: Mutex::new(state), work: Condvar::new(), room: Condvar::new() }
     }
 
-    /// One more thread takes what is pushed.
-    pub fn served(&self) {
+    /// One more thread takes what is pushed, until it drops what this gives.
+    pub fn served(&self) -> Served<'_, T, B> {
         self.state.lock().workers += 1;
+        Served(self)
     }
 
     /// Waits for room. Gives the task back where nobody would take it.
@@ -74,6 +85,9 @@ impl<T, B> Queue<T, B> {
         }
         while state.waiting.len() >= WAITING_MAX {
             self.room.wait(&mut state);
+            if state.workers == 0 {
+                return Some(task);
+            }
         }
         state.waiting.push_back(task);
         self.work.notify_one();
@@ -125,14 +139,27 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_for_threads_that_are_gone() {
+        let queue: Queue<u64, u64> = Queue::new();
+        let served = queue.served();
+        assert!((0..WAITING_MAX as u64).all(|n| queue.push(n).is_none()));
+        std::thread::scope(|scope| {
+            scope.spawn(|| assert_eq!(queue.push(7), Some(7)));
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            drop(served);
+        });
+    }
+
+    #[test]
     fn everything_is_done_once_by_many() {
         let queue: Queue<u64, u64> = Queue::new();
         let (sum, shared_sum) = (AtomicU64::new(0), AtomicU64::new(0));
         let finished = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                queue.served();
+                let served = queue.served();
                 scope.spawn(|| {
+                    let _served = served;
                     while let Some(job) = queue.take() {
                         let shared = match job {
                             Job::Single(n) => {

@@ -1,34 +1,36 @@
-//! What a check changes where it may: moves into quarantine, settles sizes, rewrites slots and id records, removes what crashes
-//! left. Callers have decided that it is right; times that applications see stay as they are.
+//! What a check changes where it may: moves into quarantine, settles sizes, rewrites slots and id records. Callers have decided
+//! that it is right. Nothing is deleted, whatever it is; times that applications see stay as they are.
 
+use std::borrow::Cow;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use data_encoding::HEXLOWER;
 use serde::Serialize;
 
 use super::header::Name;
-use super::place::Spot;
-use super::problem::Code;
+use super::place::{Directory, Spot};
+use super::problem::{self, Code};
 use super::{About, Check, QUARANTINE_DIR, is};
 use crate::crypto::random;
 use crate::file::{EncryptedFile, FileError, probe_size};
+use crate::format::block::is_hole;
 use crate::format::dir_id::DirRecord;
 use crate::format::geometry::Geometry;
 use crate::format::names::{DIR_ID_NAME, RESERVED_PREFIX, TEMP_PREFIX, temp_name};
-use crate::store::disk::DiskFile;
 use crate::store::{Access, BackingFile, Creator, Kind, Place, RenameMode, SetTime, Stat, Store};
 
 /// What was moved, one JSON object a line.
 pub(super) const MANIFEST: &[u8] = b"manifest.jsonl";
+/// Bytes of one read in search of something that is not zero.
+const BLANK_RUN: usize = 256 * 1024;
 /// Leftover directories inside leftover directories: no crash makes more.
 const LEFTOVER_DEPTH: usize = 32;
 
 /// The open quarantine.
-pub(super) struct Quarantine {
-    dir: OwnedFd,
-    manifest: DiskFile,
+pub(super) struct Quarantine<S: Store> {
+    dir: S::Handle,
+    manifest: S::File,
 }
 
 /// A line of the manifest. It holds no plaintext name: it lies beside the ciphertext.
@@ -41,16 +43,25 @@ struct Moved<'a> {
     time: u64,
 }
 
-impl Check<'_> {
+impl<S: Store> Check<'_, S> {
     /// Reports something that is moved away where repairs are wanted.
-    pub(super) fn mend_by_quarantine(&self, code: &'static Code, spot: &Spot, detail: String) {
+    pub(super) fn mend_by_quarantine(&self, code: &'static Code, spot: &Spot<S::Handle>, detail: String) {
         self.quarantined(code, spot, detail);
     }
 
-    /// The same; true where it has been moved, or would be.
-    pub(super) fn quarantined(&self, code: &'static Code, spot: &Spot, detail: String) -> bool {
+    /// The same; true where it has been moved.
+    pub(super) fn quarantined(&self, code: &'static Code, spot: &Spot<S::Handle>, detail: String) -> bool {
         // An overflow object that only this leads to is not an orphan.
         self.incomplete.store(true, Ordering::Relaxed);
+        self.moved(code, spot, detail.into())
+    }
+
+    /// Reports what a crash left, which nothing needs.
+    pub(super) fn tidied(&self, code: &'static Code, spot: &Spot<S::Handle>, detail: &'static str) {
+        self.moved(code, spot, detail.into());
+    }
+
+    fn moved(&self, code: &'static Code, spot: &Spot<S::Handle>, detail: Cow<'static, str>) -> bool {
         self.mend(code, About::Spot(spot), detail, "move it to quarantine", || {
             let from = spot.backing();
             self.keeping_times(&spot.handle, || self.to_quarantine(&spot.handle, &spot.raw, &from, code))
@@ -58,7 +69,7 @@ impl Check<'_> {
     }
 
     /// First the line in the manifest, then the move: nothing is ever there without a line.
-    pub(super) fn to_quarantine(&self, dir: &OwnedFd, name: &[u8], from: &[u8], code: &Code) -> io::Result<()> {
+    pub(super) fn to_quarantine(&self, dir: &S::Handle, name: &[u8], from: &[u8], code: &Code) -> io::Result<()> {
         let mut quarantine = self.quarantine.lock();
         let quarantine = match &mut *quarantine {
             Some(open) => open,
@@ -76,7 +87,7 @@ impl Check<'_> {
         self.top.sync_dir(dir)
     }
 
-    fn open_quarantine(&self) -> io::Result<Quarantine> {
+    fn open_quarantine(&self) -> io::Result<Quarantine<S>> {
         match self.make_room(QUARANTINE_DIR) {
             Err(e) if !is(&e, libc::EEXIST) => return Err(e),
             _ => {}
@@ -87,10 +98,15 @@ impl Check<'_> {
         }
         let manifest = match self.top.create_file(&dir, MANIFEST, 0o600, self.owner()?) {
             Err(e) if is(&e, libc::EEXIST) => {
-                self.top.open_file(Place::Entry { dir: &dir, name: MANIFEST }, Access::ReadWrite)?
+                // Pinned: a device that was put here is not even opened.
+                let manifest = self.top.pin(&dir, MANIFEST)?;
+                self.top.open_file(Place::Pinned(&manifest), Access::ReadWrite)?
             }
             other => other?,
         };
+        if manifest.stat()?.nlink != 1 {
+            return Err(io::Error::other("quarantine/manifest.jsonl has further names"));
+        }
         Ok(Quarantine { dir, manifest })
     }
 
@@ -106,7 +122,7 @@ impl Check<'_> {
         Ok(Creator { uid: stat.uid, gid: stat.gid, umask: 0 })
     }
 
-    fn keeping_times(&self, dir: &OwnedFd, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    fn keeping_times(&self, dir: &S::Handle, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let place = Place::Pinned(dir);
         let times = self.top.stat(place)?;
         let changed = change();
@@ -114,16 +130,12 @@ impl Check<'_> {
         changed.and(kept)
     }
 
-    pub(super) fn remove(&self, spot: &Spot) -> io::Result<()> {
-        self.keeping_times(&spot.handle, || self.top.unlink(&spot.handle, &spot.raw))
-    }
-
     /// Whether a temporary directory holds nothing but what envelopefs itself makes inside one.
-    pub(super) fn holds_only_leftovers(&self, spot: &Spot) -> io::Result<bool> {
+    pub(super) fn holds_only_leftovers(&self, spot: &Spot<S::Handle>) -> io::Result<bool> {
         self.only_leftovers(&self.top.pin(&spot.handle, &spot.raw)?, LEFTOVER_DEPTH)
     }
 
-    fn only_leftovers(&self, dir: &OwnedFd, depth: usize) -> io::Result<bool> {
+    fn only_leftovers(&self, dir: &S::Handle, depth: usize) -> io::Result<bool> {
         for entry in self.top.list(dir)? {
             let ours = match (entry.kind, depth.checked_sub(1)) {
                 (Kind::Symlink, _) => entry.name.starts_with(RESERVED_PREFIX),
@@ -139,24 +151,8 @@ impl Check<'_> {
         Ok(true)
     }
 
-    pub(super) fn remove_leftover_directory(&self, spot: &Spot) -> io::Result<()> {
-        self.keeping_times(&spot.handle, || self.remove_leftovers(&spot.handle, &spot.raw, LEFTOVER_DEPTH))
-    }
-
-    fn remove_leftovers(&self, above: &OwnedFd, name: &[u8], depth: usize) -> io::Result<()> {
-        let dir = self.top.pin(above, name)?;
-        for entry in self.top.list(&dir)? {
-            match (entry.kind, depth.checked_sub(1)) {
-                (Kind::Symlink, _) if entry.name.starts_with(RESERVED_PREFIX) => self.top.unlink(&dir, &entry.name)?,
-                (Kind::Directory, Some(depth)) => self.remove_leftovers(&dir, &entry.name, depth)?,
-                _ => return Err(io::Error::from_raw_os_error(libc::ENOTEMPTY)),
-            }
-        }
-        self.top.rmdir(above, name)
-    }
-
-    /// A new link under a temporary name, renamed into place.
-    pub(super) fn write_record(&self, dir: &OwnedFd, record: DirRecord) -> io::Result<()> {
+    /// A new link under a temporary name, renamed into place. What stood there goes to quarantine.
+    pub(super) fn write_record(&self, here: &Directory, dir: &S::Handle, record: DirRecord) -> io::Result<()> {
         let Some(keys) = &self.keys else { return Err(io::Error::other("no keys")) };
         let target = record.encode(&keys.volume.dir_id).map_err(io::Error::other)?;
         let stat = self.top.stat(Place::Pinned(dir))?;
@@ -164,17 +160,20 @@ impl Check<'_> {
         let temp = temp_name(random::array());
         self.keeping_times(dir, || {
             self.top.symlink(dir, &temp, &target, by)?;
-            let renamed = self.top.rename((dir, &temp), (dir, DIR_ID_NAME), RenameMode::Replace);
-            if renamed.is_err() {
-                let _ = self.top.unlink(dir, &temp);
+            let own = (dir, DIR_ID_NAME);
+            match self.top.rename((dir, &temp), own, RenameMode::NoReplace) {
+                Err(e) if is(&e, libc::EEXIST) => {
+                    self.top.rename((dir, &temp), own, RenameMode::Exchange)?;
+                    self.to_quarantine(dir, &temp, &here.backing(Some(DIR_ID_NAME)), &problem::DIR_ID)
+                }
+                other => other,
             }
-            renamed
         })?;
         self.top.sync_dir(dir)
     }
 
     /// The very file that was looked at, for writing.
-    fn reopen_to_write(&self, spot: &Spot, seen: &Stat) -> io::Result<DiskFile> {
+    fn reopen_to_write(&self, spot: &Spot<S::Handle>, seen: &Stat) -> io::Result<S::File> {
         let file = self.top.open_file(spot.place(), Access::ReadWrite)?;
         let now = file.stat()?;
         if (now.dev, now.ino, now.size, now.mtime) != (seen.dev, seen.ino, seen.size, seen.mtime) {
@@ -184,8 +183,25 @@ impl Check<'_> {
         Ok(file)
     }
 
-    /// For a file that was never synced.
-    pub(super) fn empty(&self, spot: &Spot, seen: &Stat) -> io::Result<()> {
+    /// Whether every byte of a file is zero. Holes are not read.
+    pub(super) fn is_blank(&self, file: &S::File, size: u64) -> io::Result<bool> {
+        let mut bytes = vec![0; BLANK_RUN];
+        let mut at = 0;
+        while let Some(from) = file.seek_data(at)?.filter(|from| *from < size) {
+            let read = file.read_at(&mut bytes, from)?;
+            if read == 0 {
+                break;
+            }
+            if !is_hole(&bytes[..read]) {
+                return Ok(false);
+            }
+            at = from + read as u64;
+        }
+        Ok(true)
+    }
+
+    /// For a file that was never synced, and that is zero throughout.
+    pub(super) fn empty(&self, spot: &Spot<S::Handle>, seen: &Stat) -> io::Result<()> {
         let file = self.reopen_to_write(spot, seen)?;
         file.set_len(0)?;
         file.set_mtime(seen.mtime)?;
@@ -193,7 +209,13 @@ impl Check<'_> {
     }
 
     /// The good slot as it is, over the other one.
-    pub(super) fn copy_slot(&self, spot: &Spot, seen: &Stat, geometry: Geometry, good: Name) -> io::Result<()> {
+    pub(super) fn copy_slot(
+        &self,
+        spot: &Spot<S::Handle>,
+        seen: &Stat,
+        geometry: Geometry,
+        good: Name,
+    ) -> io::Result<()> {
         let file = self.reopen_to_write(spot, seen)?;
         let len = geometry.slot_len();
         let mut bytes = vec![0; len];
@@ -206,7 +228,7 @@ impl Check<'_> {
     }
 
     /// What the next open for writing and the commit after it would do.
-    pub(super) fn settle(&self, spot: &Spot, seen: &Stat) -> io::Result<()> {
+    pub(super) fn settle(&self, spot: &Spot<S::Handle>, seen: &Stat) -> io::Result<()> {
         let Some(keys) = &self.keys else { return Err(io::Error::other("no keys")) };
         let backing = self.reopen_to_write(spot, seen)?;
         let size = probe_size(&backing, keys.files.geometry)?;

@@ -1,6 +1,5 @@
 //! The rooms of a CIPHERDIR: what stands in it, what does not belong, and overflow objects that nobody needs.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,7 +14,7 @@ pub const QUARANTINE_DIR: &str = "quarantine";
 /// What file systems put into their own root.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
 
-impl Check<'_> {
+impl<S: Store> Check<'_, S> {
     pub(super) fn rooms(&self) {
         for (about_volume_file, text) in &self.remarks {
             if *about_volume_file {
@@ -51,8 +50,8 @@ impl Check<'_> {
             (_, Kind::File) if name.starts_with(TEMP_PREFIX) => {
                 let detail = "a volume file that was being written";
                 if self.config.is_some() {
-                    self.mend(&problem::TEMPORARY, about, detail, "remove it", || {
-                        self.top.unlink(self.top.root(), name)
+                    self.mend(&problem::TEMPORARY, about, detail, "move it to quarantine", || {
+                        self.to_quarantine(self.top.root(), name, name, &problem::TEMPORARY)
                     });
                 } else {
                     self.report(&problem::TEMPORARY, about, format!("{detail}; the volume file may be in it"));
@@ -68,7 +67,7 @@ impl Check<'_> {
         self.counts.lock().quarantined += objects as u64;
     }
 
-    fn open_room(&self, name: &str) -> Option<(Arc<OwnedFd>, Stat)> {
+    fn open_room(&self, name: &str) -> Option<(Arc<S::Handle>, Stat)> {
         let about = About::Room(name.as_bytes());
         let opened = self
             .top
@@ -94,7 +93,7 @@ impl Check<'_> {
     }
 
     /// After the walk: what no link leads to.
-    fn overflow(&self, room: &Arc<OwnedFd>) {
+    fn overflow(&self, room: &Arc<S::Handle>) {
         let path = |name: &[u8]| [OVERFLOW_DIR.as_bytes(), b"/", name].concat();
         let entries = match self.top.list(room) {
             Ok(entries) => entries,

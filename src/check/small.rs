@@ -1,7 +1,5 @@
 //! Sealed small things: targets of symbolic links with their overflow objects, extended attributes. Changes nothing.
 
-use std::os::fd::OwnedFd;
-
 use super::place::Spot;
 use super::problem;
 use super::{About, Check, Keys, is, kind_text};
@@ -36,8 +34,8 @@ impl SealedBy<'_> {
     }
 }
 
-impl Check<'_> {
-    pub(super) fn symlink(&self, spot: &Spot) {
+impl<S: Store> Check<'_, S> {
+    pub(super) fn symlink(&self, spot: &Spot<S::Handle>) {
         let place = spot.place();
         let about = About::Spot(spot);
         self.counts.lock().symlinks += 1;
@@ -74,7 +72,7 @@ impl Check<'_> {
     }
 
     /// The content of a link's overflow object; what is wrong with it is reported.
-    fn overflow_of(&self, spot: &Spot, id: [u8; 16]) -> Option<Vec<u8>> {
+    fn overflow_of(&self, spot: &Spot<S::Handle>, id: [u8; 16]) -> Option<Vec<u8>> {
         let about = About::Spot(spot);
         let name = overflow_name(&id);
         let read = self.top.pin(self.top.root(), OVERFLOW_DIR.as_bytes()).and_then(|dir| {
@@ -103,7 +101,7 @@ impl Check<'_> {
         None
     }
 
-    pub(super) fn xattrs(&self, place: Place<'_, OwnedFd>, about: About<'_>, by: &SealedBy<'_>) {
+    pub(super) fn xattrs(&self, place: Place<'_, S::Handle>, about: About<'_, S::Handle>, by: &SealedBy<'_>) {
         let names = match self.top.list_xattrs(place) {
             Ok(names) => names,
             Err(e) if is(&e, libc::EOPNOTSUPP) => return,

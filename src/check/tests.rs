@@ -33,6 +33,7 @@ impl Sink for Heard {
 struct Volume {
     dir: tempfile::TempDir,
     files: Arc<FileContext>,
+    cmk: Arc<TestCmk>,
     config: VolumeConfig,
 }
 
@@ -48,9 +49,10 @@ impl Volume {
         let target = String::from_utf8(record.encode(&keys.dir_id).unwrap()).unwrap();
         let id = dir.path().join(TREE_DIR).join(std::str::from_utf8(DIR_ID_NAME).unwrap());
         std::os::unix::fs::symlink(target, id).unwrap();
-        let cmk = Guard::new(Arc::new(TestCmk::new("one")), OutagePolicy::default());
+        let cmk = Arc::new(TestCmk::new("one"));
+        let guard = Guard::new(cmk.clone(), OutagePolicy::default());
         let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: u64::MAX, branch_max_files: u64::MAX };
-        let keyring = Keyring::new(VOLUME, vec![cmk], policy, Some(keys.origin.duplicate()), None);
+        let keyring = Keyring::new(VOLUME, vec![guard], policy, Some(keys.origin.duplicate()), None);
         let slot = |key: &str| crate::format::header::CmkSlot {
             provider: "test".into(),
             key_ref: key.into(),
@@ -71,7 +73,7 @@ impl Volume {
             directory_cmks: Vec::new(),
             directory_branches: Vec::new(),
         };
-        Self { files: Arc::new(FileContext { keyring, geometry: GEOMETRY }), dir, config }
+        Self { files: Arc::new(FileContext { keyring, geometry: GEOMETRY }), dir, cmk, config }
     }
 
     fn tree(&self) -> std::path::PathBuf {
@@ -101,12 +103,15 @@ impl Volume {
         file.write_at(&header.encode(&keys, self.files.keyring.origin(), GEOMETRY).unwrap(), 0).unwrap();
     }
 
-    fn check(&self, repair: Repair) -> (Vec<Found>, Counts) {
-        let heard = Heard::default();
+    fn subject(&self) -> Subject<DiskStore> {
         let keys = Keys { files: self.files.clone(), names: NameCodec::Plain, volume: volume_keys() };
         let top = DiskStore::open(self.dir.path()).unwrap();
-        let subject = Subject { top, config: Some(self.config.clone()), keys: Some(keys), remarks: Vec::new() };
-        let counts = run(subject, Settings { quick: false, jobs: 2, repair }, &heard);
+        Subject { top, config: Some(self.config.clone()), keys: Some(keys), remarks: Vec::new() }
+    }
+
+    fn check(&self, repair: Repair) -> (Vec<Found>, Counts) {
+        let heard = Heard::default();
+        let counts = run(self.subject(), Settings { quick: false, jobs: 2, repair }, &heard);
         (heard.0.into_inner(), counts)
     }
 }
@@ -139,8 +144,50 @@ fn files_that_lack_one_of_the_volume_s_cmks_are_counted() {
     let (heard, counts) = volume.check(Repair::No);
     assert_eq!(heard, []);
     let of = |key: &str| counts.cmks[&KeyRef { provider: "test".into(), key: key.into() }];
-    assert_eq!(of("one"), CmkCount { files: 2, missing: 0 });
-    assert_eq!(of("two"), CmkCount { files: 0, missing: 2 });
+    assert_eq!(of("one"), CmkCount { files: 2, missing: 0, unproven: 0 });
+    assert_eq!(of("two"), CmkCount { files: 0, missing: 2, unproven: 0 });
+}
+
+/// The same wrapped key in many headers is one question, whoever has the key in memory; another copy is one more.
+#[test]
+fn each_wrapped_key_is_asked_for_once() {
+    let volume = Volume::new();
+    for n in 0..20 {
+        volume.write(&n.to_string(), b"content");
+    }
+    assert_eq!(volume.cmk.calls().2, 0);
+    assert_eq!(volume.check(Repair::No).0, []);
+    // Two threads may ask at the same time.
+    assert!((1..=3).contains(&volume.cmk.calls().2), "{:?}", volume.cmk.calls());
+}
+
+/// The progress bar reaches its end.
+#[test]
+fn what_there_is_to_read_is_what_is_read() {
+    struct Read(AtomicU64);
+    impl Sink for Read {
+        fn problem(&self, problem: &Problem) {
+            panic!("{problem:?}");
+        }
+        fn progress(&self, _: &dyn Fn() -> Vec<u8>, bytes: u64) {
+            self.0.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+    let volume = Volume::new();
+    for (n, size) in [1, 4048, 4049, 100_000, 0].into_iter().enumerate() {
+        volume.write(&n.to_string(), &vec![7; size]);
+    }
+    std::fs::hard_link(volume.tree().join("3"), volume.tree().join("again")).unwrap();
+    for quick in [false, true] {
+        let read = Read(AtomicU64::new(0));
+        run(volume.subject(), Settings { quick, jobs: 2, repair: Repair::No }, &read);
+        let total = AtomicU64::new(0);
+        let top = DiskStore::open(volume.dir.path()).unwrap();
+        measure(&top, 1, quick, &AtomicBool::new(false), &|bytes| {
+            total.fetch_add(bytes, Ordering::Relaxed);
+        });
+        assert_eq!(read.0.into_inner(), total.into_inner(), "quick: {quick}");
+    }
 }
 
 #[test]

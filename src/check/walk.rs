@@ -1,7 +1,6 @@
 //! The way through the tree: depth first, in bounded memory and descriptors, never over a link or out of the file system.
 //! Knows directories as places; what is in them is told by `directory`.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -19,24 +18,27 @@ use crate::store::{Kind, Place, Store};
 const OPEN_MAX: usize = 64;
 
 /// A directory whose subdirectories are being entered.
-struct Frame {
+struct Frame<H> {
     dir: Arc<Directory>,
     id: Option<DirId>,
-    handle: Option<Arc<OwnedFd>>,
+    handle: Option<Arc<H>>,
     /// Still to come, last one first.
     children: Vec<Child>,
 }
 
-impl Check<'_> {
+impl<S: Store> Check<'_, S> {
     /// `root`: the tree directory.
-    pub(super) fn walk(&self, root: Arc<OwnedFd>, ino: u64) {
-        let work: Work = Queue::new();
+    pub(super) fn walk(&self, root: Arc<S::Handle>, ino: u64) {
+        let work: Work<S> = Queue::new();
         thread::scope(|scope| {
-            for n in 0..self.settings.jobs.max(1) {
-                let worker = || self.serve(&work);
-                match thread::Builder::new().name(format!("check-{n}")).spawn_scoped(scope, worker) {
-                    Ok(_) => work.served(),
-                    Err(e) => log::warn!("going on with {n} threads: {e}"),
+            for n in 0..self.settings.jobs {
+                let present = work.served();
+                let worker = || {
+                    let _present = present;
+                    self.serve(&work);
+                };
+                if let Err(e) = thread::Builder::new().name(format!("check-{n}")).spawn_scoped(scope, worker) {
+                    log::warn!("going on with {n} threads: {e}");
                 }
             }
             self.descend(root, ino, &work);
@@ -46,7 +48,7 @@ impl Check<'_> {
         });
     }
 
-    fn serve(&self, work: &Work) {
+    fn serve(&self, work: &Work<S>) {
         while let Some(job) = work.take() {
             match job {
                 Job::Shared(shared) => self.help(&shared),
@@ -56,13 +58,13 @@ impl Check<'_> {
     }
 
     /// Leaves an object to the workers, where there are any.
-    pub(super) fn hand_on(&self, spot: Spot, work: &Work) {
+    pub(super) fn hand_on(&self, spot: Spot<S::Handle>, work: &Work<S>) {
         if let Some(spot) = work.push(spot) {
             self.object(spot, work);
         }
     }
 
-    fn object(&self, spot: Spot, work: &Work) {
+    fn object(&self, spot: Spot<S::Handle>, work: &Work<S>) {
         match spot.kind {
             Kind::File => self.file(spot, work),
             Kind::Symlink => self.symlink(&spot),
@@ -73,7 +75,7 @@ impl Check<'_> {
         }
     }
 
-    fn descend(&self, root: Arc<OwnedFd>, ino: u64, work: &Work) {
+    fn descend(&self, root: Arc<S::Handle>, ino: u64, work: &Work<S>) {
         let dir = Arc::new(Directory::root(ino));
         self.seen.lock().directories.insert(ino);
         let Some((id, children)) = self.scan(&dir, &root, None, None, work) else { return };
@@ -96,7 +98,7 @@ impl Check<'_> {
         }
     }
 
-    fn enter(&self, stack: &[Frame], child: Child, work: &Work) -> Option<Frame> {
+    fn enter(&self, stack: &[Frame<S::Handle>], child: Child, work: &Work<S>) -> Option<Frame<S::Handle>> {
         let above = stack.last()?;
         let spot = Spot {
             dir: above.dir.clone(),
@@ -124,10 +126,13 @@ impl Check<'_> {
             return None;
         }
         if stat.dev != self.dev.load(Ordering::Relaxed) {
+            self.incomplete.store(true, Ordering::Relaxed);
             self.report(&problem::OTHER_FILESYSTEM, about, "another file system is mounted here");
             return None;
         }
         if !self.seen.lock().directories.insert(stat.ino) {
+            // What it hides was not looked at.
+            self.incomplete.store(true, Ordering::Relaxed);
             self.report(&problem::OTHER_FILESYSTEM, about, "this directory stands in another place, too: a bind mount");
             return None;
         }
@@ -138,7 +143,7 @@ impl Check<'_> {
 
     /// Opens the last directory of the stack and those before it again, by their names. Where one is not there any more, it
     /// and what is below it leave the stack.
-    fn reopen(&self, stack: &mut Vec<Frame>) -> bool {
+    fn reopen(&self, stack: &mut Vec<Frame<S::Handle>>) -> bool {
         let known = stack.iter().enumerate().rev().find_map(|(at, frame)| Some((at, frame.handle.clone()?)));
         // The root always is.
         let Some((known, mut handle)) = known else {

@@ -1,6 +1,8 @@
 //! `envelopefs check`: verifies an encrypted directory without a mount, and prints what is found. Decides nothing about it.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,6 +16,7 @@ use super::{Failure, exit, printable, say};
 use crate::check::{self, Counts, Keys, Mended, Problem, QUARANTINE_DIR, Repair, Settings, Sink, Subject};
 use crate::mount::cipher_dir::CipherDir;
 use crate::mount::{files_of, serve};
+use crate::store::disk::DiskStore;
 
 /// Of the form of `--json`.
 const JSON_VERSION: u64 = 1;
@@ -22,10 +25,10 @@ const AFTER_HELP: &str = "\
 What is found is damage (exit code 7), unchecked (no key: 4; no permission, or changed meanwhile: 1), leftover (of a crash; the
 next mount copes with it) or warning (both: 0). Each finding has a code word; doc/CHECK.md lists them with what to do.
 
---repair changes nothing and says what it would do; --repair --yes does it: leftovers go, sizes are settled, a bad header slot is
-rewritten from the good one, a lost directory id that subdirectories and names prove is written anew. What does not authenticate at
-all is moved to quarantine/ in the encrypted directory, with a line in quarantine/manifest.jsonl. Nothing that authenticates is
-touched, no content is deleted, and blocks that are lost stay lost: those come from a backup.";
+--repair changes nothing and says what it would do; --repair --yes does it: sizes are settled, a bad header slot is rewritten from the
+good one, a lost directory id that subdirectories and names prove is written anew. Leftovers, and what does not authenticate at all,
+are moved to quarantine/ in the encrypted directory, with a line in quarantine/manifest.jsonl. Nothing that authenticates is touched,
+nothing is deleted, and blocks that are lost stay lost: those come from a backup.";
 
 /// Verify an encrypted directory that is not mounted, and repair what can be repaired
 ///
@@ -66,21 +69,34 @@ impl Check {
         let subject = self.subject(&dir)?;
         let settings = Settings {
             quick: self.quick,
-            jobs: self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from),
+            jobs: self.jobs.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from),
             repair: match (self.repair, self.yes) {
                 (false, _) => Repair::No,
                 (true, false) => Repair::DryRun,
                 (true, true) => Repair::Do,
             },
         };
-        let printer = Printer { json: self.json, progress: Progress::new(None), printed: Mutex::new(0) };
+        let printer = Printer { json: self.json, progress: Progress::new(Some(0)), printed: Mutex::new(0) };
         if self.json {
             let head = json!({ "version": JSON_VERSION, "mode": self.mode(), "repair": self.repair_word() });
             let head = head.to_string();
             // The findings follow as they come, so that their number needs no memory.
             print(format_args!("{},\"problems\":[", head.trim_end_matches('}')));
         }
-        let counts = check::run(subject, settings, &printer);
+        // What there is to read is counted meanwhile.
+        let measured = super::progress::visible().then(|| check::open_top(&dir).ok()).flatten();
+        let pages = subject.config.as_ref().map_or(1, |config| config.header_pages);
+        let done = AtomicBool::new(false);
+        let counts = thread::scope(|scope| {
+            if let Some(top) = &measured {
+                let count = || check::measure(top, pages, self.quick, &done, &|bytes| printer.progress.expect(bytes));
+                // Without it the bar has no end; nothing else is lost.
+                let _ = thread::Builder::new().name("check-measure".into()).spawn_scoped(scope, count);
+            }
+            let counts = check::run(subject, settings, &printer);
+            done.store(true, Ordering::Relaxed);
+            counts
+        });
         drop(printer);
         if self.json {
             say(format_args!("\n],\"counts\":{}}}", json_counts(&counts)));
@@ -90,7 +106,7 @@ impl Check {
         outcome(&counts)
     }
 
-    fn subject(&self, dir: &CipherDir) -> Result<Subject, Failure> {
+    fn subject(&self, dir: &CipherDir) -> Result<Subject<DiskStore>, Failure> {
         let failed = |e: std::io::Error| Failure::new(exit::VOLUME, format!("{}: {e}", dir.path().display()));
         let top = check::open_top(dir).map_err(failed)?;
         let mut remarks: Vec<(bool, String)> = dir.remarks().into_iter().map(|text| (false, text)).collect();
@@ -147,6 +163,9 @@ impl Check {
             text.push_str(&format!("CMK {}: opens {} files", printable(key.to_string().as_bytes()), count.files));
             if count.missing > 0 {
                 text.push_str(&format!("; {} files of the volume's CMKs lack it", count.missing));
+            }
+            if count.unproven > 0 {
+                text.push_str(&format!("; {} of those could not be asked for", count.unproven));
             }
             text.push('\n');
         }
@@ -279,7 +298,7 @@ fn json_counts(counts: &Counts) -> Value {
     let cmks: Vec<Value> = cmks
         .into_iter()
         .map(|(key, count)| {
-            json!({ "provider": key.provider, "key": key.key, "files": count.files, "missing": count.missing })
+            json!({ "provider": key.provider, "key": key.key, "files": count.files, "missing": count.missing, "unproven": count.unproven })
         })
         .collect();
     json!({

@@ -31,6 +31,11 @@ impl Progress {
         self.0.inc(bytes);
     }
 
+    /// There is more to do than was known.
+    pub fn expect(&self, bytes: u64) {
+        self.0.inc_length(bytes);
+    }
+
     pub fn at(&self, what: &[u8]) {
         if !self.0.is_hidden() {
             self.0.set_message(super::printable(what));

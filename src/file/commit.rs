@@ -65,7 +65,9 @@ impl<F: BackingFile> EncryptedFile<F> {
         if size == 0 {
             if st.phase == Phase::Growing {
                 // A first write that failed; whoever made it has not put the length right yet.
+                let mtime = st.backing.stat()?.mtime;
                 self.drop_content(st)?;
+                st.backing.set_mtime(mtime)?;
             }
             return Ok(());
         }

@@ -111,9 +111,9 @@ impl<F: BackingFile> EncryptedFile<F> {
 
     fn load_anew(&self, st: &mut State<F>) -> Result<(), FileError> {
         let geometry = self.context.geometry;
-        let backing_len = st.backing.stat()?.size;
+        let stat = st.backing.stat()?;
         let length =
-            geometry.decode(backing_len).map_err(|_| FileError::Corrupt { code: "impossible-length", block: None })?;
+            geometry.decode(stat.size).map_err(|_| FileError::Corrupt { code: "impossible-length", block: None })?;
         if length == (Length::Empty { header: false }) {
             self.expect_size(0)?;
             (st.phase, st.open, st.floor_known, st.loaded) = (Phase::Empty, None, true, true);
@@ -126,6 +126,7 @@ impl<F: BackingFile> EncryptedFile<F> {
                 self.expect_size(0)?;
                 if st.writable {
                     st.backing.set_len(0)?;
+                    st.backing.set_mtime(stat.mtime)?;
                 }
                 (st.phase, st.open, st.floor_known, st.loaded) = (Phase::Empty, None, true, true);
                 return Ok(());
@@ -156,7 +157,12 @@ impl<F: BackingFile> EncryptedFile<F> {
         if let Length::Growing { blocks } = length
             && st.writable
         {
-            self.adopt_growing(st, blocks)?;
+            self.uncommitted();
+            if blocks_for(size) != blocks {
+                let adopted = self.adopt_growing(st);
+                st.backing.set_mtime(stat.mtime)?;
+                adopted?;
+            }
         }
         st.loaded = true;
         Ok(())
@@ -176,14 +182,10 @@ impl<F: BackingFile> EncryptedFile<F> {
         Ok(last * PLAIN as u64 + block::peek(&page).map_or(0, |peek| u64::from(peek.valid_len)))
     }
 
-    /// Brings a file that a crash left growing back to the invariant of `Phase::Growing`.
-    fn adopt_growing(&self, st: &mut State<F>, blocks: u64) -> Result<(), FileError> {
+    /// Brings a file that a crash left growing, with a last page that was never written, back to the invariant of
+    /// `Phase::Growing`: the block before it becomes the last one and has to say so first.
+    fn adopt_growing(&self, st: &mut State<F>) -> Result<(), FileError> {
         let size = self.size();
-        self.uncommitted();
-        if blocks_for(size) == blocks {
-            return Ok(());
-        }
-        // The last page was never written: the block before it becomes the last one and has to say so first.
         let geometry = self.context.geometry;
         if size > 0 {
             match self.rewrite_last(st, size, size) {

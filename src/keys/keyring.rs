@@ -308,6 +308,20 @@ impl Keyring {
         }
     }
 
+    /// Asks the slot's CMK for the key that the slot itself holds, whatever is in memory, and forgets it. `None` where that CMK is
+    /// not configured. Blocks up to the deadline, while no lock of the caller's may be held.
+    pub fn prove_slot(&self, header: &FileHeader, slot: &CmkSlot) -> Option<Result<(), KeyError>> {
+        let context = match &header.wrapped_dek {
+            Some(wrapped) => EncryptionContext::for_branch(&self.volume_id, &wrapped.branch_id),
+            None => EncryptionContext::for_file(&self.volume_id, &header.file_id),
+        };
+        let (_, cmk, _) = self.allowed(std::slice::from_ref(slot)).pop()?;
+        Some(match cmk.loss() {
+            Some(loss) => Err(loss),
+            None => slots::unwrap(&cmk, slot, &context, self.deadline()).map(drop),
+        })
+    }
+
     /// Asks the providers for what `open` or `create` lacked: blocks up to the deadline, while no lock of the caller's may be
     /// held. What comes of it, also a failure, is what the next `open` or `create` meets.
     pub fn fetch(&self, wanted: &Wanted) {

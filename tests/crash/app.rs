@@ -9,6 +9,7 @@ use envelopefs::fs::{Ino, ROOT, SetAttr};
 use envelopefs::store::memory::MemoryStore;
 use envelopefs::store::{Kind, RenameMode};
 
+use crate::checked::{agrees, repaired};
 use crate::disk::{Cut, History, PAGE, Rng};
 use crate::examine::{Seen, absent_is_absent, examine, second_crash, use_and_empty};
 use crate::oracle::{Oracle, TornBlocks};
@@ -497,8 +498,12 @@ fn look(
     if let Some(verdict) = plan.verdict {
         verdict(&seen, app.transactions(cut.crash))?;
     }
+    agrees(&disk, plan.header_pages, &seen, torn)?;
     tally.images += 1;
     if tally.images.is_multiple_of(DEEP) {
+        if plan.tear.is_none() {
+            repaired(&disk, plan.header_pages, &seen)?;
+        }
         tally.second_crashes += second_crash(&disk, plan.header_pages, &seen, 1, rng)?;
         use_and_empty(&disk, plan.header_pages, &seen, rng)?;
     }

@@ -180,7 +180,7 @@ pub fn second_crash(
     Ok(looked)
 }
 
-fn difference(first: &Seen, second: &Seen) -> String {
+pub fn difference(first: &Seen, second: &Seen) -> String {
     if first.names != second.names {
         return format!("names {:?} became {:?}", first.names, second.names);
     }

@@ -4,6 +4,7 @@
 //! `ENVELOPEFS_CRASH_SEED` which. A failure names its image; `ENVELOPEFS_CRASH_ONLY` looks at that one alone.
 
 mod app;
+mod checked;
 mod databases;
 mod disk;
 mod examine;

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use envelopefs::check::{Keys, Subject};
 use envelopefs::crypto::secret::Secret32;
 use envelopefs::crypto::{random, wrap};
 use envelopefs::file::FileContext;
 use envelopefs::format::geometry::Geometry;
+use envelopefs::format::header::CmkSlot;
 use envelopefs::format::names::NameCodec;
-use envelopefs::format::volume::{KeyMode, VolumeKeys};
+use envelopefs::format::volume::{KeyMode, VolumeConfig, VolumeKeys};
 use envelopefs::fs::{Caller, Fs, FsConfig, OpenMode, Result};
 use envelopefs::keys::guard::{Guard, OutagePolicy};
 use envelopefs::keys::keyring::{KeyPolicy, Keyring};
@@ -72,16 +74,21 @@ pub fn part(disk: &MemoryStore, name: &[u8]) -> MemoryStore {
     disk.rooted_at(&disk.pin(disk.root(), name).expect("the volume has this directory"))
 }
 
-/// A mount with keys of its own: nothing but the CMK is carried over from an earlier one.
-pub fn mount(disk: &MemoryStore, header_pages: u32) -> Result<Engine> {
-    let keys = volume_keys();
+/// A keyring with nothing in it but the CMK.
+fn files(keys: &VolumeKeys, header_pages: u32) -> Arc<FileContext> {
     let cmk =
         TestCmk { key_ref: KeyRef { provider: "test".into(), key: "one".into() }, key: Secret32::from_bytes([9; 32]) };
     let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
     let guards = vec![Guard::new(Arc::new(cmk), OutagePolicy::default())];
     let keyring = Keyring::new(VOLUME, guards, policy, Some(keys.origin.duplicate()), None);
+    Arc::new(FileContext { keyring, geometry: Geometry { header_pages } })
+}
+
+/// A mount with keys of its own: nothing but the CMK is carried over from an earlier one.
+pub fn mount(disk: &MemoryStore, header_pages: u32) -> Result<Engine> {
+    let keys = volume_keys();
     let config = FsConfig {
-        files: Arc::new(FileContext { keyring, geometry: Geometry { header_pages } }),
+        files: files(&keys, header_pages),
         names: NameCodec::encrypted(&keys.names),
         keys,
         read_only: false,
@@ -90,4 +97,27 @@ pub fn mount(disk: &MemoryStore, header_pages: u32) -> Result<Engine> {
         descriptor_budget: 64,
     };
     Fs::new(part(disk, b"tree"), part(disk, b"overflow"), config)
+}
+
+/// What `envelopefs check` is told of such a volume.
+pub fn subject(disk: &MemoryStore, header_pages: u32) -> Subject<MemoryStore> {
+    let slot = CmkSlot { provider: "test".into(), key_ref: "one".into(), blob: Vec::new(), commitment: [0; 32] };
+    let config = VolumeConfig {
+        volume_id: VOLUME,
+        created: 0,
+        plaintext_names: false,
+        header_pages,
+        key_mode: KeyMode::Branch,
+        branch_max_age: 1 << 30,
+        branch_max_files: 1 << 20,
+        cmks: Vec::new(),
+        volume_key: vec![slot],
+        branch: None,
+        directory_cmks: Vec::new(),
+        directory_branches: Vec::new(),
+    };
+    let keys = volume_keys();
+    let (files, names) = (files(&keys, header_pages), NameCodec::encrypted(&keys.names));
+    let keys = Some(Keys { files, names, volume: keys });
+    Subject { top: disk.rooted_at(disk.root()), config: Some(config), keys, remarks: Vec::new() }
 }

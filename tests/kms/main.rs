@@ -14,6 +14,7 @@ mod servers;
 
 mod aws;
 mod budgets;
+mod check;
 mod offline;
 mod outage;
 mod planted;

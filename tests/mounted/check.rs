@@ -193,6 +193,8 @@ fn the_human_report_says_what_where_and_what_to_do() {
     let scene = Scene::new(&[]);
     let output = scene.volume.run(["check".as_ref(), scene.volume.cipher.as_os_str()]);
     assert!(output.status.success() && text(&output).contains("no damage"), "{}", text(&output));
+    // No bar where there is no terminal.
+    assert!(output.stderr.is_empty(), "{}", text(&output));
     flip(&scene.at(&scene.volume.cipher, "victim"), block(7) + 2000);
     let output = scene.volume.run(["check".as_ref(), scene.volume.cipher.as_os_str()]);
     let shown = text(&output);

@@ -90,7 +90,8 @@ fn what_crashes_leave_is_told_and_taken_away() {
     assert_eq!(mtime(&growing), grown);
     let after = Report::of(&scene.volume, &case, &[]);
     after.assert(0, &[]);
-    assert_eq!(after.count("quarantined"), 1);
+    // Nothing was deleted: two temporary objects and the half-written volume file, a companion, a link's target.
+    assert_eq!(after.count("quarantined"), 5);
     let mount = scene.volume.mount_other(&case, &scene.volume.mountpoint);
     assert_file(&mount.join("growing"), &pattern(5, 10_000));
     assert_file(&mount.join("other"), b"");
@@ -150,6 +151,89 @@ fn a_lost_directory_id_is_found_again_where_it_can_be_proven() {
     let original = scene.at(&scene.volume.cipher, "d").join(".envelopefs.dir");
     symlink(fs::read_link(original).unwrap(), scene.at(&case, "d").join(".envelopefs.dir")).unwrap();
     Report::of(&scene.volume, &case, &[]).assert(0, &[]);
+}
+
+/// What stood in the place of a record that is written anew is kept.
+#[test]
+fn a_bad_directory_record_is_replaced_and_kept() {
+    needs!(have_mount);
+    let scene = Scene::new(&[]);
+    let case = scene.case();
+    let id = |name: &str| scene.at(&case, name).join(".envelopefs.dir");
+    // The subdirectory `deep` knows the id.
+    fs::remove_file(id("up/sub")).unwrap();
+    fs::write(id("up/sub"), b"no link").unwrap();
+    let (dry, done) = repair(&scene, &case);
+    dry.assert(7, &[found("dir-id", "/up/sub")]);
+    assert_eq!(done.count("repaired"), 1, "{:#}", done.value);
+    let kept: Vec<PathBuf> =
+        walk(&case.join("quarantine")).into_iter().filter(|p| !p.ends_with("manifest.jsonl")).collect();
+    assert_eq!(kept.iter().map(|path| fs::read(path).unwrap()).collect::<Vec<_>>(), [b"no link"]);
+    Report::of(&scene.volume, &case, &[]).assert(0, &[]);
+    let mount = scene.volume.mount_other(&case, &scene.volume.mountpoint);
+    assert_file(&mount.join("up/sub/file"), b"sub");
+}
+
+/// A file that was never synced, and has blocks, is not emptied: its header may be in a backup.
+#[test]
+fn blocks_without_a_header_are_not_deleted() {
+    needs!(have_mount);
+    let scene = Scene::new(&[]);
+    let case = scene.case();
+    let other = scene.at(&case, "up/file");
+    read_write(&other).set_len(block(1)).unwrap();
+    let header = page(&other, 0);
+    put(&other, 0, &[0; PAGE as usize]);
+    let (dry, done) = repair(&scene, &case);
+    dry.assert(0, &[found("never-synced", "/up/file")]);
+    assert_eq!(done.count("repaired"), 0);
+    put(&other, 0, &header);
+    let (_, done) = repair(&scene, &case);
+    done.assert(0, &[found("size-not-settled", "/up/file")]);
+    let mount = scene.volume.mount_other(&case, &scene.volume.mountpoint);
+    assert_file(&mount.join("up/file"), b"up");
+}
+
+/// A quarantine that somebody prepared is written to only where it is one.
+#[test]
+fn a_prepared_quarantine_is_no_way_out() {
+    needs!(have_mount, have_root);
+    let scene = Scene::new(&[]);
+    let outside = scene.volume.scratch().join("outside");
+    fs::write(&outside, b"not ours").unwrap();
+    let prepare: [&dyn Fn(&Path); 5] = [
+        &|q| symlink(scene.volume.scratch(), q).unwrap(),
+        &|q| fs::write(q, b"a file").unwrap(),
+        &|q| {
+            fs::create_dir(q).unwrap();
+            symlink(&outside, q.join("manifest.jsonl")).unwrap();
+        },
+        &|q| {
+            fs::create_dir(q).unwrap();
+            fs::hard_link(&outside, q.join("manifest.jsonl")).unwrap();
+        },
+        &|q| {
+            fs::create_dir(q).unwrap();
+            let mode = Mode::RUSR | Mode::WUSR;
+            let zero = rustix::fs::makedev(1, 5);
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                q.join("manifest.jsonl"),
+                rustix::fs::FileType::CharacterDevice,
+                mode,
+                zero,
+            )
+            .unwrap();
+        },
+    ];
+    for (n, prepare) in prepare.iter().enumerate() {
+        let case = scene.case();
+        flip(&scene.at(&case, "victim"), 100);
+        prepare(&case.join("quarantine"));
+        let report = Report::of(&scene.volume, &case, &["--repair", "--yes"]);
+        assert_eq!((report.exit, report.count("repairs_failed")), (7, 1), "{n}: {:#}", report.value);
+        assert!(scene.at(&case, "victim").exists() && fs::read(&outside).unwrap() == b"not ours", "{n}");
+    }
 }
 
 #[test]
@@ -349,6 +433,17 @@ fn mounts_inside_the_tree_are_not_followed() {
     report.assert(7, &[found("other-filesystem", "/up/sub/deep")]);
     tool("mount", &["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), place.as_os_str()]);
     let report = Report::of(&scene.volume, &case, &[]);
+    report.assert(7, &[found("other-filesystem", "/up/sub/deep")]);
+    unbind();
+    Report::of(&scene.volume, &case, &[]).assert(0, &[]);
+    // The link to a long target is hidden below a mount: its target is no orphan.
+    let long = scene.at(&case, "long link");
+    let mount = scene.volume.mount_other(&case, &scene.volume.mountpoint);
+    fs::rename(mount.join("long link"), mount.join("up/sub/deep/long link")).unwrap();
+    mount.unmount();
+    assert!(!long.exists());
+    tool("mount", &["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), place.as_os_str()]);
+    let report = Report::of(&scene.volume, &case, &["--repair", "--yes"]);
     unbind();
     report.assert(7, &[found("other-filesystem", "/up/sub/deep")]);
     Report::of(&scene.volume, &case, &[]).assert(0, &[]);

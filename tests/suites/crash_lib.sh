@@ -17,8 +17,6 @@ crash_start() {
     mountpoint=$scratch/mnt state=$scratch/state acks=$scratch/acks
     mkdir "$ENVELOPEFS_CONFIG_DIR" "$mountpoint" "$state"
     "$ENVELOPEFS" keygen "$ENVELOPEFS_CONFIG_DIR/cmk.json" >/dev/null || exit 2
-    checks=
-    "$ENVELOPEFS" --help | grep -q '^  check ' && checks=1
     daemon= load= operations=0
 }
 crash_init() { "$ENVELOPEFS" init --cmk "keyfile://$ENVELOPEFS_CONFIG_DIR/cmk.json" "$volume"; }

@@ -73,7 +73,7 @@ loop_rounds() { # FS
         check "$1 $round: the power is cut" cut_loop
         check "$1 $round: no error before" crash_load_end
         check "$1 $round: the journal is replayed, the disk sound" replay "$1"
-        [ -z "$checks" ] || check "$1 $round: envelopefs check" "$ENVELOPEFS" check "$volume"
+        check "$1 $round: envelopefs check" "$ENVELOPEFS" check "$volume"
         check "$1 $round: mount again" crash_mount
         check "$1 $round: what was acknowledged is there" crash_verify "$seed"
         if ((failed > before)); then

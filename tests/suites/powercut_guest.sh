@@ -56,7 +56,7 @@ else
     xfs) told "the file system is not sound" xfs_repair -n /dev/vda ;;
     esac
     told "the disk does not mount" mount -t $word_fs /dev/vda /disk
-    if envelopefs --help | grep -q '^  check '; then told "envelopefs check" envelopefs check /disk/cipher; fi
+    told "envelopefs check" envelopefs check /disk/cipher
     mount_volume
     echo "$word_acks" | sed 's/,/\n/g' | sed 's/:/ /; s/^/A /' >/tmp/acks
     told "what was acknowledged is not there" crash_load verify /mnt /keep/state /tmp/acks $((word_seed - 1))

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use crate::common::*;
 use crate::forge::Insider;
 use crate::needs;
+use crate::reported::*;
 use crate::scene::*;
 
 #[test]
@@ -15,6 +16,8 @@ fn case_01_a_flipped_ciphertext_bit() {
     for (index, at) in [(1, 48), (3, 2000), (BLOCKS - 1, 4095)] {
         flip(&scene.victim, scene.block(index) + at);
     }
+    let bad = [1, 3, BLOCKS - 1].map(|n| blocks("block-auth", "/victim", n, n));
+    scene.assert_lasting(&bad);
     let mount = scene.mount();
     assert_bad_blocks(&mount.join("victim"), &pattern(1, SIZE), &[1, 3, BLOCKS - 1]);
     // Through the page cache: every page that touches no byte of a bad block is served.
@@ -82,6 +85,8 @@ fn case_02_every_byte_of_a_block_header() {
             bad[*at as usize] ^= 1 << (at % 8);
             put(place, scene.block(index), &bad);
         }
+        let bad: Vec<_> = copies.iter().map(|at| blocks("block-auth", &format!("/copy{at}"), index, index)).collect();
+        scene.assert_lasting(&bad);
         let mount = scene.mount();
         for at in &copies {
             let path = mount.join(format!("copy{at}"));
@@ -101,6 +106,7 @@ fn case_03_swapped_blocks() {
     let (two, six) = (page(&scene.victim, scene.block(2)), page(&scene.victim, scene.block(6)));
     put(&scene.victim, scene.block(2), &six);
     put(&scene.victim, scene.block(6), &two);
+    scene.assert_lasting(&[2, 6].map(|n| blocks("block-auth", "/victim", n, n)));
     let mount = scene.mount();
     assert_bad_blocks(&mount.join("victim"), &pattern(1, SIZE), &[2, 6]);
     assert_told(&mount, "block-auth", &scene.victim, Some(2));
@@ -113,6 +119,7 @@ fn case_04_a_block_of_another_file() {
     needs!(have_mount);
     let scene = Scene::new();
     put(&scene.victim, scene.block(5), &page(&scene.other, scene.block(5)));
+    scene.assert_lasting(&[blocks("block-auth", "/victim", 5, 5)]);
     let mount = scene.mount();
     assert_bad_blocks(&mount.join("victim"), &pattern(1, SIZE), &[5]);
     assert_told(&mount, "block-auth", &scene.victim, Some(5));
@@ -133,6 +140,7 @@ fn case_05_an_older_version_of_a_block_is_accepted() {
     want.extend(pattern(7, 3 * PLAIN as usize));
     let of_block = 6 * PLAIN as usize..7 * PLAIN as usize;
     want[of_block.clone()].copy_from_slice(&pattern(1, SIZE)[of_block]);
+    scene.assert_clean();
     let mount = scene.mount();
     assert_bad_blocks(&mount.join("victim"), &want, &[]);
     assert_documented("An older authentic version of a block, at its own place in its own file");
@@ -156,6 +164,8 @@ fn case_06_a_zeroed_block() {
     for (path, index) in [(&scene.victim, 4), (&growing, 2), (&sparse, 1)] {
         put(path, scene.block(index), &[0; PAGE as usize]);
     }
+    let hole = blocks("hole-below-floor", "/victim", 4, 4);
+    scene.assert_reported(&[hole.clone(), whole("size-not-settled", "/growing")], &[hole]);
     let mount = scene.mount();
     assert_bad_blocks(&mount.join("victim"), &pattern(1, SIZE), &[4]);
     assert_told(&mount, "hole-below-floor", &scene.victim, Some(4));
@@ -180,6 +190,11 @@ fn case_07_truncation_below_the_floor() {
     // In whole blocks, inside one, by a single byte, to one byte.
     for short in [scene.block(5), scene.block(5) + 100, full - 1, scene.block(1) + 1] {
         set_len(&scene.victim, short);
+        let mut bad = vec![whole("truncated-below-floor", "/victim")];
+        if short == scene.block(5) {
+            bad.push(whole("size-not-settled", "/victim"));
+        }
+        scene.assert_lasting(&bad);
         let mount = scene.mount();
         fs::metadata(mount.join("victim")).unwrap();
         assert_refused(&mount.join("victim"), libc::EIO);
@@ -202,6 +217,7 @@ fn case_07_truncation_above_the_floor_is_accepted() {
     let scene = Scene::new();
     let growing = scene.left_growing("growing", &pattern(3, 6 * PLAIN as usize));
     set_len(&growing, scene.block(2));
+    scene.assert_reported(&[whole("size-not-settled", "/growing")], &[]);
     let mount = scene.mount();
     assert_file(&mount.join("growing"), &pattern(3, 2 * PLAIN as usize));
     assert_documented("A file cut down, but not below what the last commit covered");
@@ -222,6 +238,7 @@ fn case_08_impossible_lengths() {
     ] {
         let copy = fs::read(&scene.victim).unwrap();
         set_len(&scene.victim, length);
+        scene.assert_lasting(&[whole("impossible-length", "/victim")]);
         let mount = scene.mount();
         assert_eq!(fs::metadata(mount.join("victim")).unwrap().len(), shown, "length {length}");
         assert_eq!(names(&mount.path).len(), 4, "listings do not suffer");
@@ -243,6 +260,8 @@ fn case_09_without_a_tail_the_last_block_says_the_size() {
     needs!(have_mount);
     let scene = Scene::new();
     set_len(&scene.victim, scene.block(BLOCKS));
+    let unsettled = whole("size-not-settled", "/victim");
+    scene.assert_reported(std::slice::from_ref(&unsettled), &[]);
     let mount = scene.mount();
     assert_file(&mount.join("victim"), &pattern(1, SIZE));
     mount.unmount();
@@ -253,6 +272,11 @@ fn case_09_without_a_tail_the_last_block_says_the_size() {
         let mut bad = good;
         bad[32..34].copy_from_slice(&valid.to_le_bytes());
         put(&scene.victim, scene.block(BLOCKS - 1), &bad);
+        let mut bad = vec![unsettled.clone(), blocks("block-auth", "/victim", BLOCKS - 1, BLOCKS - 1)];
+        if valid < 3000 {
+            bad.push(whole("truncated-below-floor", "/victim"));
+        }
+        scene.assert_lasting(&bad);
         let mount = scene.mount();
         let size = fs::metadata(mount.join("victim")).unwrap().len();
         assert!(size <= BLOCKS * PLAIN, "{size}");
@@ -287,6 +311,7 @@ fn case_10_extension_by_a_terabyte() {
     mount.unmount();
     set_len(&scene.victim, scene.block(blocks) + 100);
     set_len(&sealed, scene.block(blocks) + 100);
+    scene.assert_lasting(&[whole("sealed-size", "/other")]);
     let mount = scene.mount();
     let before = std::time::Instant::now();
     let file = File::open(mount.join("victim")).unwrap();

@@ -12,7 +12,11 @@ use envelopefs::keys::{CmkProvider as _, EncryptionContext, passphrase::Passphra
 use crate::common::*;
 use crate::forge::{Insider, TLV_CMK_SLOT, TLV_WRAPPED_DEK, fix_crc, tlv, tlvs};
 use crate::needs;
+use crate::reported::*;
 use crate::scene::*;
+
+/// The one of `damages` after which the header is of an unknown version.
+const VERSION: usize = 1;
 
 /// Every way to damage one slot: a flipped byte in each field, garbage, zeros.
 fn damages(good: &[u8]) -> Vec<Vec<u8>> {
@@ -36,9 +40,17 @@ fn case_11_one_of_two_slots_is_damaged() {
     let scene = Scene::with_header_pages(2);
     let slots = [scene.slot(&scene.victim, 0), scene.slot(&scene.victim, 1)];
     assert!(slots.iter().all(|slot| slot.iter().any(|byte| *byte != 0)), "both slots are written");
+    let slot = [whole("header-slot", "/victim")];
     for damaged in 0..2u64 {
-        for bad in damages(&slots[damaged as usize]) {
+        for (n, bad) in damages(&slots[damaged as usize]).into_iter().enumerate() {
             scene.set_slot(&scene.victim, damaged, &bad);
+            // One that another version may have written is left alone.
+            let left = if n == VERSION { &slot[..] } else { &[] };
+            match bad.iter().any(|byte| *byte != 0) {
+                true if !(3..14).contains(&n) => scene.assert_reported(&slot, left),
+                true => assert_eq!(scene.reported(), slot),
+                false => scene.assert_clean(),
+            }
             let mount = scene.volume.mount_with(&["ro"]);
             assert_file(&mount.join("victim"), &pattern(1, SIZE));
             // A slot that was never written is no damage.
@@ -67,14 +79,20 @@ fn case_11_the_only_slot_or_both_are_damaged() {
     for pages in [1, 2] {
         let scene = Scene::with_header_pages(pages);
         let slots = [scene.slot(&scene.victim, 0), scene.slot(&scene.victim, 1)];
-        for (bad_a, bad_b) in
-            damages(&slots[0]).into_iter().zip(damages(if pages == 1 { &slots[0] } else { &slots[1] }))
-        {
+        let both = damages(&slots[0]).into_iter().zip(damages(if pages == 1 { &slots[0] } else { &slots[1] }));
+        for (n, (bad_a, bad_b)) in both.enumerate() {
             let zeros = bad_a.iter().all(|byte| *byte == 0);
             scene.set_slot(&scene.victim, 0, &bad_a);
             // With one page a slot, B was never written.
             if pages == 2 {
                 scene.set_slot(&scene.victim, 1, &bad_b);
+            }
+            let told = [whole(if zeros { "header-missing" } else { "header" }, "/victim")];
+            let left = if n == VERSION { &told[..] } else { &[] };
+            if !(3..14).contains(&n) {
+                scene.assert_reported(&told, left);
+            } else {
+                assert_eq!(scene.reported(), told);
             }
             let mount = scene.volume.mount_with(&["ro"]);
             for result in [File::open(mount.join("victim")), direct(&mount.join("victim"))] {
@@ -101,6 +119,7 @@ fn case_12_an_older_header_in_both_slots_is_accepted() {
     assert_ne!(scene.slot(&scene.victim, 0), old, "the floor was raised");
     scene.set_slot(&scene.victim, 0, &old);
     scene.set_slot(&scene.victim, 1, &old);
+    scene.assert_clean();
     let mount = scene.mount();
     let want = [pattern(1, SIZE), pattern(8, 5000)].concat();
     assert_bad_blocks(&mount.join("victim"), &want, &[]);
@@ -124,6 +143,7 @@ fn case_13_swapped_headers() {
     let (one, two) = (scene.slot(&scene.victim, 0), scene.slot(&scene.other, 0));
     scene.set_slot(&scene.victim, 0, &two);
     scene.set_slot(&scene.other, 0, &one);
+    scene.assert_lasting(&["/victim", "/other"].map(|path| blocks("block-auth", path, 0, BLOCKS - 1)));
     let mount = scene.mount();
     for (name, backing) in [("victim", &scene.victim), ("other", &scene.other)] {
         let file = direct(&mount.join(name)).unwrap();
@@ -145,6 +165,12 @@ fn case_13_headers_of_files_of_other_sizes() {
     let (long_header, short_header) = (scene.slot(&scene.victim, 0), scene.slot(&short, 0));
     scene.set_slot(&scene.victim, 0, &short_header);
     scene.set_slot(&short, 0, &long_header);
+    let inside = "/d/inside";
+    scene.assert_lasting(&[
+        blocks("block-auth", "/victim", 0, BLOCKS - 1),
+        blocks("block-auth", inside, 0, 0),
+        whole("truncated-below-floor", inside),
+    ]);
     let mount = scene.mount();
     let file = direct(&mount.join("victim")).unwrap();
     for index in 0..BLOCKS {
@@ -167,6 +193,7 @@ fn case_14_a_transplanted_wrapped_key() {
     header[body.clone()].copy_from_slice(&donor[tlv(&donor, TLV_WRAPPED_DEK, 0)]);
     fix_crc(&mut header);
     scene.set_slot(&scene.victim, 0, &header);
+    scene.assert_lasting(&[whole("wrapped-key", "/victim")]);
     let mount = scene.mount();
     assert_refused(&mount.join("victim"), libc::ENOKEY);
     assert_told(&mount, "key", &scene.victim, None);
@@ -188,6 +215,7 @@ fn case_14_a_transplanted_cmk_blob() {
     header[body.end - blob.len()..body.end].copy_from_slice(&blob);
     fix_crc(&mut header);
     scene.set_slot(&scene.victim, 0, &header);
+    scene.assert_lasting(&[whole("wrapped-key", "/victim")]);
     let mount = scene.mount();
     assert_refused(&mount.join("victim"), libc::ENOKEY);
     assert_told(&mount, "key", &scene.victim, None);
@@ -197,6 +225,7 @@ fn case_14_a_transplanted_cmk_blob() {
     header[body.start..body.start + 32].copy_from_slice(&commitment);
     fix_crc(&mut header);
     scene.set_slot(&scene.victim, 0, &header);
+    scene.assert_lasting(&[whole("wrapped-key", "/victim")]);
     let mount = scene.mount();
     assert_refused(&mount.join("victim"), libc::ENOKEY);
     assert_expendable(&scene, mount, &["victim"]);
@@ -234,12 +263,14 @@ fn case_15_slots_that_give_different_keys() {
         bad.clone_from(&good);
         spoil(&mut bad, n);
         scene.set_slot(&scene.victim, 0, &bad);
+        scene.assert_lasting(&[whole("cmk-slot", "/victim")]);
         let mount = scene.mount();
         assert_bad_blocks(&mount.join("victim"), &pattern(1, SIZE), &[]);
         mount.unmount();
     }
     spoil(&mut bad, 0);
     scene.set_slot(&scene.victim, 0, &bad);
+    scene.assert_lasting(&[whole("wrapped-key", "/victim")]);
     let mount = scene.mount();
     assert_refused(&mount.join("victim"), libc::ENOKEY);
     assert_told(&mount, "key", &scene.victim, None);
@@ -255,6 +286,7 @@ fn case_16_a_file_forged_by_somebody_who_can_only_wrap() {
     for origin in [None, Some(Secret32::random())] {
         let forged = insider.forged_file(b"never to be served", origin.as_ref());
         fs::write(&scene.victim, &forged).unwrap();
+        scene.assert_reported(&[whole("header", "/victim")], &[]);
         let mount = scene.mount();
         assert_refused(&mount.join("victim"), libc::EIO);
         assert_told(&mount, "header", &scene.victim, None);
@@ -264,6 +296,7 @@ fn case_16_a_file_forged_by_somebody_who_can_only_wrap() {
     // The forgery is a good file otherwise: with the volume key's tag it would open.
     let genuine = insider.forged_file(b"made with the volume key", Some(&insider.keys.origin));
     fs::write(&scene.victim, genuine).unwrap();
+    scene.assert_clean();
     let mount = scene.mount();
     assert_file(&mount.join("victim"), b"made with the volume key");
     mount.unmount();
@@ -285,6 +318,7 @@ fn case_16_a_file_of_another_volume_under_the_same_cmk() {
     mount.unmount();
     let found = walk(&foreign).into_iter().find(|path| fs::symlink_metadata(path).unwrap().ino() == ino).unwrap();
     fs::copy(found, &scene.victim).unwrap();
+    scene.assert_reported(&[whole("header", "/victim")], &[]);
     let mount = scene.mount();
     assert_refused(&mount.join("victim"), libc::EIO);
     assert_told(&mount, "header", &scene.victim, None);
@@ -303,6 +337,9 @@ fn case_17_flipped_suite_version_and_sizes() {
         bad[at] ^= mask;
         fix_crc(&mut bad);
         scene.set_slot(&scene.victim, 0, &bad);
+        let told = [whole("header", "/victim")];
+        // What another version of the program may have written is not moved.
+        scene.assert_reported(&told, if at <= 10 { &told } else { &[] });
         let mount = scene.volume.mount_with(&["ro"]);
         assert_errno(File::open(mount.join("victim")), libc::EIO);
         assert_told(&mount, "header", &scene.victim, None);
@@ -329,6 +366,7 @@ fn case_17_a_volume_file_that_asks_for_weaker_checks() {
         let edited = good.replacen(from, to, 1);
         assert_ne!(edited, good, "{from}");
         fs::write(&path, edited).unwrap();
+        scene.volume.fails(3, ["check".as_ref(), scene.volume.cipher.as_os_str()]);
         let words = ["mount".as_ref(), scene.volume.cipher.as_os_str(), scene.volume.mountpoint.as_os_str()];
         let message = scene.volume.fails(3, words);
         assert!(message.contains("volume file"), "{message}");
@@ -369,12 +407,21 @@ fn case_18_fuzzed_tlvs_with_a_correct_checksum() {
         })
         .collect();
     assert!(parses.iter().any(|parses| *parses) && parses.iter().any(|parses| !parses), "both kinds are there");
+    // Told are those that do not open, all of them and no other.
+    let told: std::collections::HashSet<String> = scene
+        .reported()
+        .into_iter()
+        .filter(|(code, ..)| code != "unknown-cmk")
+        .filter_map(|(_, path, _)| path)
+        .collect();
     let mount = scene.mount();
     assert_file(&mount.join("victim"), &pattern(1, SIZE));
     let before = resident_peak(&mount);
     for (n, parses) in parses.iter().enumerate() {
         let path = mount.join(format!("fuzzed/{n}"));
-        match errno(File::open(&path)) {
+        let opened = errno(File::open(&path));
+        assert_eq!(told.contains(&format!("/fuzzed/{n}")), opened != 0, "header {n}, which open answers by {opened}");
+        match opened {
             libc::EIO => {}
             // It parsed: keys were looked for and not found.
             libc::ENOKEY => assert!(parses, "header {n} does not parse and must not lead to keys"),

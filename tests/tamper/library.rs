@@ -11,7 +11,7 @@ use envelopefs::format::volume::KeyMode;
 use envelopefs::fs::{Fs, FsError, Ino, ROOT};
 use envelopefs::keys::CmkProvider;
 use envelopefs::store::memory::MemoryStore;
-use envelopefs::store::{Access, BackingFile, Kind, Place, Store};
+use envelopefs::store::{Access, BackingFile, Creator, Kind, Place, Store};
 
 use crate::attack::{Attack, Touched};
 use crate::common::{Random, pattern};
@@ -31,7 +31,7 @@ pub fn seed() -> u64 {
     setting("ENVELOPEFS_TAMPER_SEED", now.as_nanos() as u64 ^ u64::from(std::process::id()))
 }
 
-struct LibraryView<'a, S: Store>(&'a Fs<S>);
+pub struct LibraryView<'a, S: Store>(pub &'a Fs<S>);
 
 impl<S: Store> LibraryView<'_, S> {
     fn held<R>(&self, ino: Ino, body: impl FnOnce() -> R) -> Result<R, Errno> {
@@ -87,33 +87,56 @@ impl<S: Store> View for LibraryView<'_, S> {
 }
 
 /// One kind of volume, built once and copied for each round.
-struct Ground {
-    host: Host,
-    tree: MemoryStore,
-    overflow: MemoryStore,
+pub struct Ground {
+    pub host: Host,
+    /// The CIPHERDIR, without its volume file.
+    pub disk: MemoryStore,
     model: Model,
 }
 
+/// One of the directories of a CIPHERDIR.
+pub fn part(disk: &MemoryStore, name: &[u8]) -> MemoryStore {
+    disk.rooted_at(&disk.pin(disk.root(), name).unwrap())
+}
+
 impl Ground {
-    fn new(mode: KeyMode, header_pages: u32) -> Self {
-        let host = Host::new(mode, header_pages);
-        let (tree, overflow) = (MemoryStore::new(), MemoryStore::new());
-        Fs::format(&tree, &(host.keys)()).unwrap();
-        let model = build(&host, &|| (tree.rooted_at(tree.root()), overflow.rooted_at(overflow.root())));
-        Self { host, tree, overflow, model }
+    fn new(host: Host) -> Self {
+        let disk = MemoryStore::new();
+        for name in [&b"tree"[..], b"overflow"] {
+            disk.mkdir(disk.root(), name, 0o755, Creator { uid: 0, gid: 0, umask: 0 }).unwrap();
+        }
+        let parts = || (part(&disk, b"tree"), part(&disk, b"overflow"));
+        Fs::format(&parts().0, &(host.keys)()).unwrap();
+        let model = build(&host, &parts);
+        Self { host, disk, model }
+    }
+    pub fn all() -> Vec<Self> {
+        let kinds = [(KeyMode::Branch, 1), (KeyMode::Branch, 2), (KeyMode::PerFile, 1)];
+        kinds.into_iter().map(|(mode, header_pages)| Self::new(Host::new(mode, header_pages))).collect()
+    }
+    /// Without CMKs of directories.
+    pub fn plain() -> Self {
+        let mut host = Host::new(KeyMode::Branch, 1);
+        host.further = None;
+        Self::new(host)
+    }
+
+    /// What the store refuses has not happened.
+    pub fn tamper(&self, disk: &MemoryStore, steps: &[u64]) -> Touched {
+        let (tree, overflow) = (part(disk, b"tree"), part(disk, b"overflow"));
+        let mut attack = Attack::on(&tree, &overflow, &self.model, self.host.geometry);
+        for step in steps {
+            let _ = attack.step(*step);
+        }
+        attack.touched
     }
 
     /// Tampers by these steps, looks, works, looks again. The error says what was wrong.
     fn round(&self, steps: &[u64], work: u64) -> Outcome {
-        let (tree, overflow) = (self.tree.snapshot(), self.overflow.snapshot());
-        let mut attack = Attack::on(&tree, &overflow, &self.model, self.host.geometry);
-        for step in steps {
-            // What the store refuses has not happened.
-            let _ = attack.step(*step);
-        }
-        let mut touched = attack.touched;
+        let disk = self.disk.snapshot();
+        let mut touched = self.tamper(&disk, steps);
         let mut written = Written::default();
-        let mount = || self.host.mount(tree.rooted_at(tree.root()), overflow.rooted_at(overflow.root()));
+        let mount = || self.host.mount(part(&disk, b"tree"), part(&disk, b"overflow"));
         let fs = match mount() {
             Ok(fs) => fs,
             Err(FsError::Corrupt { code: "dir-id" }) if touched.directories.contains(&ROOT) => return Ok((0, 1)),
@@ -198,7 +221,7 @@ impl Ground {
 }
 
 /// How many answers were true, and how many refused; or what was wrong.
-type Outcome = Result<(u64, u64), String>;
+pub type Outcome = Result<(u64, u64), String>;
 type Found = (Ino, Vec<u8>, Seen<Ino>);
 
 fn reachable<V: View<Node = Ino>>(view: &V, dir: Ino, depth: usize, found: &mut Vec<Found>) {
@@ -239,11 +262,15 @@ fn narrowed(run: &dyn Fn(&[u64]) -> Outcome, steps: &[u64]) -> Outcome {
 
 #[test]
 fn random_tampering() {
-    let (seed, rounds) = (seed(), setting("ENVELOPEFS_TAMPER_ROUNDS", ROUNDS));
+    in_rounds(ROUNDS, &Ground::all(), Ground::round);
+}
+
+/// Runs many rounds, each with steps of its own, on these grounds. `rounds`: of the default run.
+pub fn in_rounds(rounds: u64, grounds: &[Ground], run: impl Fn(&Ground, &[u64], u64) -> Outcome) {
+    let (seed, rounds) = (seed(), setting("ENVELOPEFS_TAMPER_ROUNDS", rounds));
     println!("ENVELOPEFS_TAMPER_SEED={seed} ENVELOPEFS_TAMPER_ROUNDS={rounds}");
-    let grounds = [Ground::new(KeyMode::Branch, 1), Ground::new(KeyMode::Branch, 2), Ground::new(KeyMode::PerFile, 1)];
     for (n, ground) in grounds.iter().enumerate() {
-        let untouched = narrowed(&|steps| ground.round(steps, 1), &[]);
+        let untouched = narrowed(&|steps| run(ground, steps, 1), &[]);
         untouched.unwrap_or_else(|e| panic!("ground {n}, not tampered with: {e}"));
     }
     let before = peak();
@@ -255,7 +282,7 @@ fn random_tampering() {
         let steps: Vec<u64> = (0..=random.below(7)).map(|_| random.next()).collect();
         let work = random.next();
         let started = Instant::now();
-        match narrowed(&|steps| ground.round(steps, work), &steps) {
+        match narrowed(&|steps| run(ground, steps, work), &steps) {
             Ok((good, bad)) => (served, refused) = (served + good, refused + bad),
             Err(e) => panic!("ENVELOPEFS_TAMPER_SEED={seed}, round {round}: {e}"),
         }

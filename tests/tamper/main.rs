@@ -9,6 +9,7 @@
 mod common;
 
 mod attack;
+mod checked;
 mod corpus_blocks;
 mod corpus_headers;
 mod corpus_tree;
@@ -17,5 +18,6 @@ mod frozen;
 mod library;
 mod mounted_fuzz;
 mod oracle;
+mod reported;
 mod scene;
 mod world;

@@ -101,7 +101,8 @@ impl Host {
         }
     }
 
-    pub fn mount<S: Store>(&self, tree: S, overflow: S) -> Result<Fs<S>, FsError> {
+    /// All keys, in a keyring of its own.
+    pub fn files(&self) -> (FileContext, NameCodec) {
         let keys = (self.keys)();
         let guard = |cmk: &Arc<dyn CmkProvider>| Guard::new(cmk.clone(), OutagePolicy::default());
         let origin = Some(keys.origin.duplicate());
@@ -110,10 +111,15 @@ impl Host {
         if let Some(further) = &self.further {
             keyring.add_cmk(guard(further));
         }
+        (FileContext { keyring, geometry: self.geometry }, NameCodec::encrypted(&keys.names))
+    }
+
+    pub fn mount<S: Store>(&self, tree: S, overflow: S) -> Result<Fs<S>, FsError> {
+        let (files, names) = self.files();
         let config = FsConfig {
-            files: Arc::new(FileContext { keyring, geometry: self.geometry }),
-            names: NameCodec::encrypted(&keys.names),
-            keys,
+            files: Arc::new(files),
+            names,
+            keys: (self.keys)(),
             read_only: false,
             exclusive: true,
             noatime: true,

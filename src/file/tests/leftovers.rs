@@ -58,3 +58,44 @@ fn a_torn_last_block_of_a_growing_file_costs_that_block_only() {
         assert_eq!(read_all(&bench.open()).unwrap(), [&content, &b"more"[..]].concat());
     }
 }
+
+/// Opening what a crash left growing, and settling it, is internal work: no application sees another mtime for it.
+#[test]
+fn adopting_what_a_crash_left_keeps_the_mtime() {
+    let mtime = crate::store::Timestamp { sec: 1_000_000, nsec: 42 };
+    let leave = |prepare: &dyn Fn(&Bench)| {
+        let bench = Bench::new();
+        bench.open().write(0, &pattern(2 * PLAIN - 9, 3)).unwrap();
+        prepare(&bench);
+        bench.raw().set_mtime(mtime).unwrap();
+        bench
+    };
+    let growing_len = |bench: &Bench, blocks| bench.raw().set_len(bench.context.geometry.growing_len(blocks)).unwrap();
+    let torn = |bench: &Bench| {
+        let mut page = bench.page(1);
+        page[512..1024].fill(0);
+        bench.put_page(1, &page);
+    };
+    type State<'a> = (&'a str, &'a dyn Fn(&Bench));
+    let states: [State<'_>; 5] = [
+        ("left growing", &|_| {}),
+        ("a page behind the last one", &|bench| growing_len(bench, 3)),
+        ("a page behind a damaged one", &|bench| {
+            torn(bench);
+            growing_len(bench, 3);
+        }),
+        ("one page that was never written", &|bench| {
+            bench.put_page(0, &[0; PAGE]);
+            growing_len(bench, 1);
+        }),
+        ("never synced", &|bench| bench.raw().write_at(&[0; PAGE], 0).unwrap()),
+    ];
+    for (what, prepare) in states {
+        let bench = leave(prepare);
+        let file = bench.open();
+        file.authenticate().unwrap();
+        assert_eq!(bench.raw().stat().unwrap().mtime, mtime, "{what}: opened");
+        file.commit(None).unwrap();
+        assert_eq!(bench.raw().stat().unwrap().mtime, mtime, "{what}: committed");
+    }
+}
