@@ -54,7 +54,13 @@ impl K8sUri {
                 return Err("name= is given twice".into());
             }
         }
-        Ok(Self { socket: PathBuf::from(OsString::from_vec(socket)), name })
+        let uri = Self { socket: PathBuf::from(OsString::from_vec(socket)), name };
+        if uri.key_name().len() > NAME_MAX {
+            return Err(format!(
+                "the socket's path is no name of at most {NAME_MAX} bytes for the key: add ?name=NAME"
+            ));
+        }
+        Ok(uri)
     }
 
     /// The name that headers record.
@@ -104,12 +110,14 @@ mod tests {
     fn errors_say_what_to_write() {
         let long = format!("///{}", "x".repeat(SOCKET_MAX));
         let name = format!("///a?name={}", "x".repeat(NAME_MAX + 1));
+        let unnamed = format!("///{}", "%0a".repeat(SOCKET_MAX - 1));
         for (text, expected) in [
             ("", "k8skms:///path/to/plugin.sock"),
             ("//host/a", "k8skms:///path/to/plugin.sock"),
             ("run/a", "k8skms:///path/to/plugin.sock"),
             ("///a%00", "NUL"),
             (&long, "at most 107"),
+            (&unnamed, "add ?name=NAME"),
             ("///a?name=", "1 to 255"),
             ("///a?name=%0a", "control"),
             ("///a?name=%ff", "UTF-8"),
