@@ -8,6 +8,7 @@ pub mod http;
 pub mod material;
 pub mod operations;
 pub mod policy;
+pub mod running;
 mod setup;
 pub mod sigv4;
 pub mod store;

@@ -1,6 +1,6 @@
 //! CreateAlias, UpdateAlias, DeleteAlias, ListAliases. An alias needs a right on itself and on its key.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::call::{Call, Found};
 use crate::kms::Edit;

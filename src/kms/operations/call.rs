@@ -23,7 +23,7 @@ pub struct Call<'a> {
     pub now: i64,
     operation: &'static Operation,
     origin: &'a Origin,
-    writer: Option<Writer<'a>>,
+    writer: RefCell<Option<Writer<'a>>>,
     event_id: String,
     resources: RefCell<Vec<String>>,
     additional: RefCell<Map<String, Value>>,
@@ -52,7 +52,7 @@ impl<'a> Call<'a> {
             now: service.now(),
             operation,
             origin,
-            writer,
+            writer: RefCell::new(writer),
             event_id: new_uuid(),
             resources: RefCell::default(),
             additional: RefCell::default(),
@@ -88,7 +88,7 @@ impl<'a> Call<'a> {
         self.additional.borrow_mut().insert(name.into(), value.into());
     }
 
-    fn context(&self) -> Context {
+    pub fn context(&self) -> Context {
         let account = &self.service.record.account;
         let principal = self.caller.principal(account);
         let mut context = Context::of(&principal)
@@ -260,9 +260,18 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// From here on nobody else changes anything; for operations that have slow work to do before.
+    pub fn begin_change(&self) {
+        let mut writer = self.writer.borrow_mut();
+        if writer.is_none() {
+            *writer = Some(self.service.writer());
+        }
+    }
+
     /// Makes the change that this request is for: durable when it returns. `response` is what the trail shows of the answer.
     pub fn change(&self, edit: Edit, response: Value) -> Result<(), ApiError> {
-        let Some(writer) = &self.writer else {
+        let writer = self.writer.borrow();
+        let Some(writer) = &*writer else {
             log::error!("code=bug {} changes the store without being marked so", self.operation.name);
             return Err(ApiError::internal());
         };

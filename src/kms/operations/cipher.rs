@@ -73,7 +73,7 @@ pub fn re_encrypt(call: &Call<'_>) -> Result<Value, ApiError> {
         pairs: call.encryption_context("DestinationEncryptionContext"),
     };
     let same = from.key.record.id == to.key.record.id;
-    let shape = |side: &Side<'_>, context: Context| {
+    let shape = |side: &Side<'_, '_>, context: Context| {
         let mut context = side.shape(context);
         context.set(context::RE_ENCRYPT_ON_SAME_KEY, [same.to_string()]);
         context
@@ -164,15 +164,15 @@ fn source(call: &Call<'_>, key: &str, algorithm: &str, blob: Option<&[u8]>) -> R
 }
 
 /// One key with its algorithm and encryption context, on one side of an operation.
-struct Side<'a> {
-    call: &'a Call<'a>,
+struct Side<'a, 'c> {
+    call: &'a Call<'c>,
     key: &'a Key,
     /// The member that names the algorithm.
     algorithm: &'static str,
     pairs: BTreeMap<String, String>,
 }
 
-impl Side<'_> {
+impl Side<'_, '_> {
     fn name(&self) -> &str {
         self.call.input.text(self.algorithm).unwrap_or(EncryptionAlgorithm::SymmetricDefault.as_str())
     }

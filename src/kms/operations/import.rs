@@ -103,12 +103,11 @@ pub fn import_key_material(call: &Call<'_>) -> Result<Value, ApiError> {
     let import = Import { valid_to, description: input.text("KeyMaterialDescription").unwrap_or("").into() };
     let mut record = key.record.clone();
     let fresh = keys::wrap(&record, call.service.store().keys(), &material).map_err(|e| call.failed(e))?;
-    let known = record.materials.iter_mut().find(|m| m.id == id);
     let wants_new = input.text("ImportType") == Some("NEW_KEY_MATERIAL");
-    match known {
-        Some(known) => {
-            known.wrapped = fresh.wrapped;
-            known.import = Some(import);
+    match record.materials.iter().position(|m| m.id == id) {
+        Some(at) => {
+            record.materials[at].wrapped = fresh.wrapped;
+            record.materials[at].import = Some(import);
         }
         None if record.materials.is_empty() => {
             record.current = Some(id.clone());

@@ -21,8 +21,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-pub use call::Call;
-pub use managed::{ALIAS as MANAGED_ALIAS, service_name};
+use call::Call;
+use managed::service_name;
+pub use managed::ALIAS as MANAGED_ALIAS;
+pub(super) use rotation::rotate;
 
 use super::Service;
 use super::audit::{Actor, Event};
@@ -77,6 +79,8 @@ pub enum Cost {
     Heavy,
     /// It changes the store: waits for others that do, and for the disk.
     Change,
+    /// Both: it works first, and then takes its turn among the changes.
+    HeavyChange,
 }
 
 pub struct Operation {
@@ -104,7 +108,7 @@ static OPERATIONS: &[Operation] = &[
     change("CancelKeyDeletion", lifecycle::cancel_key_deletion),
     change("CreateAlias", aliases::create_alias),
     change("CreateGrant", grants::create_grant),
-    change("CreateKey", keys::create_key),
+    Operation { cost: Cost::HeavyChange, ..change("CreateKey", keys::create_key) },
     light("Decrypt", cipher::decrypt),
     change("DeleteAlias", aliases::delete_alias),
     change("DeleteImportedKeyMaterial", import::delete_imported_key_material),
@@ -167,15 +171,12 @@ pub fn find(name: &str) -> Asked {
     }
 }
 
-/// Whether RSA may be at work under this request: by the key's spec where one is named, else by what is asked for.
-pub fn cost(service: &Service, operation: &Operation, body: &[u8]) -> Cost {
-    if operation.cost != Cost::Light || !["Decrypt", "Encrypt", "ReEncrypt"].contains(&operation.name) {
-        return operation.cost;
-    }
-    // A symmetric request never names another algorithm; what is wrongly guessed here is only slower.
-    let _ = service;
-    let rsa = b"RSAES_OAEP";
-    if body.windows(rsa.len()).any(|window| window == rsa) { Cost::Heavy } else { Cost::Light }
+/// What a request costs: more than its operation's cost where its text says that RSA is at work.
+pub fn cost(operation: &Operation, body: &[u8]) -> Cost {
+    const RSA: &[u8] = b"RSAES_OAEP";
+    // A symmetric request never names another algorithm; what is guessed wrongly is only answered by another thread.
+    let encryption = ["Decrypt", "Encrypt", "ReEncrypt"].contains(&operation.name);
+    if encryption && body.windows(RSA.len()).any(|window| window == RSA) { Cost::Heavy } else { operation.cost }
 }
 
 impl Service {

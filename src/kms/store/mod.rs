@@ -13,6 +13,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
@@ -118,7 +119,8 @@ impl Store {
             .mode(0o600)
             .open(&path)
             .map_err(|e| StoreError::io(&path, e))?;
-        let database = redb::Builder::new().set_cache_size(CACHE).create_file(file)?;
+        let backend = FileBackend::new(file)?;
+        let database = redb::Builder::new().set_cache_size(CACHE).create_with_backend(backend)?;
         let store =
             Self { path, database: Mutex::new(Some(database)), keys: data_key.keys(), data_key, header: Mutex::new(header.clone()) };
         store.commit(Change { header: Some(header), ..Change::default() })?;
