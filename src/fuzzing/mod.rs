@@ -6,6 +6,8 @@
 
 mod disk;
 mod host;
+#[cfg(feature = "kms")]
+mod kms;
 mod objects;
 #[cfg(all(feature = "aws", feature = "vault", feature = "pkcs11", feature = "k8s"))]
 mod servers;
@@ -24,6 +26,8 @@ pub fn targets() -> Vec<Target> {
     let all = disk::TARGETS.iter().chain(objects::TARGETS).chain(host::TARGETS);
     #[cfg(all(feature = "aws", feature = "vault", feature = "pkcs11", feature = "k8s"))]
     let all = all.chain(servers::TARGETS);
+    #[cfg(feature = "kms")]
+    let all = all.chain(kms::TARGETS);
     all.copied().collect()
 }
 
