@@ -6,6 +6,8 @@
 
 mod disk;
 mod host;
+#[cfg(feature = "kms")]
+mod kms;
 mod objects;
 #[cfg(all(feature = "aws", feature = "vault", feature = "pkcs11", feature = "k8s"))]
 mod servers;
@@ -22,6 +24,8 @@ pub struct Target {
 /// All of them, by the name of their corpus.
 pub fn targets() -> Vec<Target> {
     let all = disk::TARGETS.iter().chain(objects::TARGETS).chain(host::TARGETS);
+    #[cfg(feature = "kms")]
+    let all = all.chain(kms::TARGETS);
     #[cfg(all(feature = "aws", feature = "vault", feature = "pkcs11", feature = "k8s"))]
     let all = all.chain(servers::TARGETS);
     all.copied().collect()
