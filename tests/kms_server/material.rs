@@ -131,7 +131,7 @@ fn imports_in_every_way() {
                 .unwrap_or_else(|e| panic!("{spec} by {way} under {wrapping}: {e}"));
             let known = match spec.is_asymmetric() {
                 true => material.public_key_der().unwrap(),
-                false => Sha256::digest(&material.to_bytes().unwrap()).to_vec(),
+                false => Sha256::digest(material.to_bytes().unwrap()).to_vec(),
             };
             assert_eq!(known, bytes(&made[1]), "{spec} by {way} under {wrapping}");
         }
