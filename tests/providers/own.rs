@@ -1,5 +1,6 @@
 //! `envelopefs kms serve` as a server under test, beside the others: made, started, killed, started again. Knows no test.
 
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -33,6 +34,13 @@ impl Own {
 
     /// The data and its seal below `directory`.
     pub fn start_in(directory: &Path) -> Self {
+        let mut own = Self::made_in(directory);
+        own.serve();
+        own
+    }
+
+    /// Made, and not running.
+    pub fn made_in(directory: &Path) -> Self {
         let data = directory.join("kms");
         let made = run(Command::new(binary())
             .args(["kms", "init", "--json", "--account-id", ACCOUNT, "--region", REGION])
@@ -41,16 +49,25 @@ impl Own {
             .arg(&data));
         let root = access_key(&made);
         let port = free_port();
-        let mut own = Self { server: None, port, root, data, _scratch: None, log: directory.join("kms.log") };
-        own.serve();
-        own
+        Self { server: None, port, root, data, _scratch: None, log: directory.join("kms.log") }
     }
 
     /// Starts it on the port that it had.
     pub fn serve(&mut self) {
+        self.serve_with(&[]);
+    }
+
+    pub fn serve_with(&mut self, arguments: &[&str]) {
         let mut command = Command::new(binary());
-        command.args(["kms", "serve", "--listen", &format!("127.0.0.1:{}", self.port)]).arg(&self.data);
-        self.server = Some(Server::start(&mut command, self.port, &self.log));
+        command.args(["kms", "serve", "--listen", &format!("127.0.0.1:{}", self.port)]).args(arguments);
+        let port = self.port;
+        self.serve_by(&mut command, |_| TcpStream::connect(("127.0.0.1", port)).is_ok());
+    }
+
+    /// `command` lacks the directory only.
+    pub fn serve_by(&mut self, command: &mut Command, is_up: impl Fn(&Self) -> bool) {
+        command.arg(&self.data);
+        self.server = Some(Server::start_until(command, self.port, &self.log, || is_up(self)));
     }
 
     /// SIGKILL.
@@ -67,8 +84,15 @@ impl Own {
     }
 
     /// One verb of `envelopefs kms` on this service: what it prints, as JSON.
-    pub fn verb(&self, verb: &[&str], rest: &[&str]) -> Value {
-        run(Command::new(binary()).arg("kms").args(verb).arg("--json").arg(&self.data).args(rest))
+    pub fn verb(&self, name: &[&str], rest: &[&str]) -> Value {
+        verb(&self.data, name, rest)
+    }
+
+    /// An operation of the API over the service's own socket, as the account root.
+    pub fn verb_call(&self, operation: &str, input: &Value) -> Value {
+        let mut command = Command::new(binary());
+        command.args(["kms", "call"]).arg(&self.data).args([operation, &input.to_string()]);
+        run(&mut command)
     }
 
     /// A new user without rights but those that key policies give.
@@ -81,14 +105,7 @@ impl Own {
     }
     /// `actions` on everything, by a policy of the user's own.
     pub fn allow(&self, user: &str, actions: &[&str]) {
-        let policy = serde_json::json!({"Version": "2012-10-17",
-            "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]});
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), policy.to_string()).unwrap();
-        let mut command = Command::new(binary());
-        command.args(["kms", "user", "policy", "put"]).arg(&self.data).arg(user).arg(file.path());
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        allow(&self.data, user, actions);
     }
 
     /// One signed call: status and body.
@@ -99,6 +116,22 @@ impl Own {
     pub fn admin(&self, operation: &str, input: &Value) -> Value {
         admin(self.port, &self.root, operation, input)
     }
+}
+
+/// One verb of `envelopefs kms`: what it prints, as JSON.
+pub fn verb(data: &Path, verb: &[&str], rest: &[&str]) -> Value {
+    run(Command::new(binary()).arg("kms").args(verb).arg("--json").arg(data).args(rest))
+}
+/// One that prints nothing.
+pub fn quiet_verb(data: &Path, verb: &[&str], rest: &[&str]) {
+    run(Command::new(binary()).arg("kms").args(verb).arg(data).args(rest));
+}
+pub fn allow(data: &Path, user: &str, actions: &[&str]) {
+    let policy = serde_json::json!({"Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]});
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), policy.to_string()).unwrap();
+    quiet_verb(data, &["user", "policy", "put"], &[user, file.path().to_str().unwrap()]);
 }
 
 /// One signed call to a service on this host: status and body (`null` where it is empty).
@@ -143,6 +176,9 @@ fn run(command: &mut Command) -> Value {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+    if output.stdout.is_empty() {
+        return Value::Null;
+    }
     serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|e| panic!("{command:?}: {e}: {}", String::from_utf8_lossy(&output.stdout)))
 }
