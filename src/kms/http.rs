@@ -24,12 +24,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::Service;
 use super::audit::{Actor, Event};
 use super::clock::wall;
 use super::operations::{self, Asked, Caller, Cost, Origin};
-use super::wire::ApiError;
 use super::sigv4::{AuthError, Head, Verifier};
-use super::Service;
+use super::wire::ApiError;
 
 /// Bytes of a request's body; the largest that the API has are two policies' worth.
 const BODY_MAX: usize = 1 << 20;
@@ -108,7 +108,11 @@ type Acceptor = Arc<RwLock<TlsAcceptor>>;
 
 impl Server {
     /// Answers on `listener` from now on.
-    pub fn start(service: Arc<Service>, listener: std::net::TcpListener, tls: Option<TlsFiles>) -> Result<Self, String> {
+    pub fn start(
+        service: Arc<Service>,
+        listener: std::net::TcpListener,
+        tls: Option<TlsFiles>,
+    ) -> Result<Self, String> {
         let address = listener.local_addr().map_err(|e| e.to_string())?;
         may_listen(&address, tls.is_some())?;
         let tls = match tls {
@@ -259,7 +263,13 @@ impl Front {
         }
     }
 
-    async fn run(self: Arc<Self>, parts: Parts, body: Zeroizing<Vec<u8>>, peer: IpAddr, request_id: &str) -> Result<Value, ApiError> {
+    async fn run(
+        self: Arc<Self>,
+        parts: Parts,
+        body: Zeroizing<Vec<u8>>,
+        peer: IpAddr,
+        request_id: &str,
+    ) -> Result<Value, ApiError> {
         let user_agent = header(&parts.headers, USER_AGENT.as_str()).unwrap_or("").to_owned();
         let origin = Origin { address: Some(peer), user_agent, tls: self.tls, request_id: request_id.to_owned() };
         let target = header(&parts.headers, "x-amz-target").and_then(|target| target.strip_prefix("TrentService."));
@@ -274,7 +284,9 @@ impl Front {
         let operation = match operations::find(&target) {
             Asked::Served(operation) => operation,
             Asked::Unsupported(name) => return Err(self.service.refuse(name, &caller, &origin)),
-            Asked::Unknown => return Err(ApiError::new("UnknownOperationException", "The service has no such operation.")),
+            Asked::Unknown => {
+                return Err(ApiError::new("UnknownOperationException", "The service has no such operation."));
+            }
         };
         let cost = operations::cost(operation, &body);
         let perform = move || {

@@ -45,9 +45,9 @@ impl Audit {
             return self.verify();
         }
         let since = match &self.since {
-            Some(text) => {
-                Some(time::rfc3339(time::parse(text, wall()).map_err(|e| Failure::new(exit::USAGE, format!("--since: {e}")))?))
-            }
+            Some(text) => Some(time::rfc3339(
+                time::parse(text, wall()).map_err(|e| Failure::new(exit::USAGE, format!("--since: {e}")))?,
+            )),
             None => None,
         };
         let filter = Filter { since, key: self.key, user: self.user, event: self.event };

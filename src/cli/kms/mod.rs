@@ -96,9 +96,10 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Key(error) => error.into(),
-            StoreError::Busy(_) => {
-                Self::new(exit::BUSY, format!("{error}, and answers no verbs: it may be starting, or another verb is at work"))
-            }
+            StoreError::Busy(_) => Self::new(
+                exit::BUSY,
+                format!("{error}, and answers no verbs: it may be starting, or another verb is at work"),
+            ),
             StoreError::Damaged(_) => Self::new(exit::DAMAGE, error.to_string()),
             StoreError::Database(_) | StoreError::Io { .. } => Self::new(exit::FAILURE, error.to_string()),
         }
