@@ -1,158 +1,118 @@
-//! What the key service's cryptography takes from its clients: ciphertexts, imported keys, wrapped keys, public keys, signatures.
+//! What the key service takes from clients before it knows them, and policies that they write: signatures, documents, tokens.
 
-use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method, Uri};
+use zeroize::Zeroizing;
 
-use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrapPadded as _};
-
-use super::{DEK, Target, choice, halves, sequence};
-use crate::kms::material::{
-    ENCRYPTED_MATERIAL_MAX, EncryptionAlgorithm, KeySpec, Material, MaterialError, MessageType, WrappingAlgorithm,
-    WrappingKey, WrappingKeySpec, key_id_text, parse_key_id, symmetric,
-};
+use super::{Target, choice, halves};
+use crate::crypto::secret::Secret32;
+use crate::kms::policy::{Context, Document, Principal, Request, decide, grant, locks_out};
+use crate::kms::sigv4::{AuthError, Head, Verifier};
 
 pub const TARGETS: &[Target] = &[
-    Target { name: "kms_ciphertext", run: ciphertext },
-    Target { name: "kms_import", run: import },
-    Target { name: "kms_peer", run: peer },
+    Target { name: "kms_policy", run: kms_policy },
+    Target { name: "kms_signature", run: kms_signature },
+    Target { name: "kms_token", run: kms_token },
 ];
 
-/// Those whose making does not take seconds.
-const SPECS: [KeySpec; 9] = [
-    KeySpec::SymmetricDefault,
-    KeySpec::Rsa2048,
-    KeySpec::EccNistP256,
-    KeySpec::EccNistP384,
-    KeySpec::EccNistP521,
-    KeySpec::EccSecgP256k1,
-    KeySpec::Hmac224,
-    KeySpec::Hmac384,
-    KeySpec::Hmac512,
-];
-
-/// One of each of `SPECS`, and who opens what is wrapped.
-struct Keys {
-    materials: Vec<Material>,
-    wrapping: WrappingKey,
-    /// The same key, which encrypts as a client does.
-    public: Material,
+const KEY: &str = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+const fn user(account: &'static str, arn: &'static str, is_root: bool, is_service: bool) -> Principal<'static> {
+    Principal { account, arn, is_root, is_service }
 }
+const CALLERS: [Principal; 4] = [
+    user("123456789012", "arn:aws:iam::123456789012:root", true, false),
+    user("123456789012", "arn:aws:iam::123456789012:user/ABC", false, false),
+    user("123456789012", "arn:aws:iam::123456789012:user/mount", false, true),
+    user("999999999999", "arn:aws:iam::999999999999:user/eve", false, false),
+];
 
-fn keys() -> &'static Keys {
-    static KEYS: OnceLock<Keys> = OnceLock::new();
-    KEYS.get_or_init(|| {
-        let materials: Vec<_> = SPECS.iter().map(|spec| Material::generate(*spec).expect("a key")).collect();
-        let bytes = materials[1].to_bytes().expect("its bytes");
-        Keys {
-            wrapping: WrappingKey::from_bytes(WrappingKeySpec::Rsa2048, &bytes).expect("an RSA key"),
-            public: Material::from_bytes(KeySpec::Rsa2048, &bytes).expect("an RSA key"),
-            materials,
+/// A document and a text that stands in the request. Whatever they are: the account's Deny wins, a user's policy alone opens
+/// no key, and a stranger without a policy of his own is never let in.
+fn kms_policy(input: &[u8]) {
+    let (document, value) = halves(input);
+    let (Ok(text), Ok(value)) = (std::str::from_utf8(document), std::str::from_utf8(value)) else { return };
+    let mut context = Context::default();
+    for key in ["aws:username", "aws:SourceIp", "aws:SourceArn", "kms:RequestAlias", "kms:RotationPeriodInDays"] {
+        context.set(key, [value]);
+    }
+    context.set("kms:ResourceAliases", value.split(','));
+    let context = context.with_encryption_context([(value, value)]);
+    let shut = r#"{"Statement":{"Effect":"Deny","Principal":"*","Action":"*","Resource":"*"}}"#;
+    let shut = Document::parse_key_policy(shut).expect("it is well formed");
+    let key_policy = Document::parse_key_policy(text).ok();
+    let user_policy = Document::parse_user_policy(text).ok();
+    for principal in CALLERS {
+        for action in ["kms:Decrypt", "kms:PutKeyPolicy"] {
+            let request = Request { principal, action, resource: KEY, context: context.clone() };
+            if let Some(policy) = &key_policy {
+                let decision = decide(&request, Some(policy), &[], &[]);
+                assert_eq!(decision, decide(&request, Some(policy), &[], &[]));
+                assert!(principal.account == "123456789012" || !decision.is_allowed(), "a stranger is let in");
+                assert!(decision.is_allowed() == decision.denial(&request).is_none());
+                if action == "kms:PutKeyPolicy" {
+                    assert_eq!(locks_out(policy, &principal, KEY, &context, &[]), !decision.is_allowed());
+                }
+            }
+            if let Some(policy) = &user_policy {
+                assert!(!decide(&request, Some(&shut), &[policy], &[]).is_allowed(), "a Deny does not win");
+            }
         }
-    })
+    }
 }
 
-fn key(how: u8) -> &'static Material {
-    &keys().materials[usize::from(how) % SPECS.len()]
-}
-
-/// A blob of the fuzzer's, and one of ours with its context and plaintext of the fuzzer's choice.
-fn ciphertext(input: &[u8]) {
-    let material = Material::from_bytes(KeySpec::SymmetricDefault, &sequence::<32>(DEK)).expect("32 bytes");
+/// A query, header lines and a body. How 0: no signature can be right, since nobody knows the secret. Else a right signature
+/// is put in place of `@`, if the rest of the claim is well formed, and then no other body is accepted with it.
+fn kms_signature(input: &[u8]) {
+    const NOW: u64 = 1_440_938_160;
     let (how, rest) = choice(input);
-    let (context, rest) = halves(rest);
+    let (head, body) = halves(rest);
+    let text = String::from_utf8_lossy(head).into_owned();
+    let verifier = Verifier::new("us-east-1");
+    let secret = |_: &str| Some(Zeroizing::new("a secret that is in no corpus".to_owned()));
+    let Some((uri, headers)) = parse(&text) else { return };
+    let parts = Head { method: &Method::POST, uri: &uri, headers: &headers };
+    let first = verifier.verify(parts, body, NOW, &secret);
+    assert!(first.is_err(), "a signature is accepted that nobody made");
     if how & 1 == 0 {
-        assert_eq!(symmetric::open(&material, context, rest).map(drop), Err(MaterialError::InvalidCiphertext));
-        if let Ok(named) = symmetric::parse(rest) {
-            assert!(rest.len() >= symmetric::OVERHEAD && rest.len() <= 6144);
-            assert_eq!(parse_key_id(&key_id_text(&named.key)), Some(named.key));
-        }
         return;
     }
-    let pair = String::from_utf8_lossy(context);
-    let (name, value) = pair.split_once('=').unwrap_or((&pair, ""));
-    let context = symmetric::canonical_context(&BTreeMap::from([(name.to_owned(), value.to_owned())]));
-    let named = symmetric::Named { key: sequence(how), material: sequence(how) };
-    let Ok(mut blob) = symmetric::seal(&material, &named, &context, rest) else {
-        assert!(rest.len() > symmetric::PLAINTEXT_MAX);
+    let zeros = text.replace('@', &"0".repeat(64));
+    let Some((uri, headers)) = parse(&zeros) else { return };
+    let Some(signature) = verifier.signature_of(Head { uri: &uri, headers: &headers, ..parts }, body, &secret("")) else {
         return;
     };
-    assert_eq!(symmetric::parse(&blob), Ok(named));
-    assert_eq!(symmetric::open(&material, &context, &blob).as_deref().map(Vec::as_slice), Ok(rest));
-    let at =
-        rest.iter().fold(usize::from(how), |sum, byte| sum.wrapping_mul(31) + usize::from(*byte)) % (blob.len() * 8);
-    blob[at / 8] ^= 1 << (at % 8);
-    assert_eq!(symmetric::open(&material, &context, &blob).map(drop), Err(MaterialError::InvalidCiphertext));
+    let Some((uri, headers)) = parse(&text.replace('@', &signature)) else { return };
+    let parts = Head { method: &Method::POST, uri: &uri, headers: &headers };
+    let second = verifier.verify(parts, body, NOW, &secret);
+    // A signature elsewhere in the text changes what is signed: that is refused, and nothing else may be.
+    assert!(second.is_ok() || text.matches('@').count() != 1 || second != Err(AuthError::Mismatch) || !tail(&text), "{text}");
+    if second.is_ok() {
+        let other = [body, b" "].concat();
+        assert!(verifier.verify(parts, &other, NOW, &secret).is_err(), "another body is accepted");
+        let method = Head { method: &Method::PUT, ..parts };
+        assert!(verifier.verify(method, body, NOW, &secret).is_err(), "another method is accepted");
+    }
+}
+/// Whether the mark stands where a signature belongs.
+fn tail(text: &str) -> bool {
+    text.contains("Signature=@")
+}
+/// The first line is the path with its query, each following one a header.
+fn parse(text: &str) -> Option<(Uri, HeaderMap)> {
+    let mut lines = text.split('\n');
+    let uri: Uri = lines.next()?.parse().ok()?;
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(':')?;
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        headers.append(name, HeaderValue::from_str(value.trim()).ok()?);
+    }
+    Some((uri, headers))
 }
 
-/// Key material: as it is; a genuine key with bytes changed; wrapped rightly around what the fuzzer wrote; wrapped bytes of
-/// the fuzzer's.
-fn import(input: &[u8]) {
+/// A token that this service did not make names nothing.
+fn kms_token(input: &[u8]) {
     let (how, rest) = choice(input);
-    let spec = key(how >> 2).spec();
-    match how & 3 {
-        0 => check_material(spec, rest),
-        1 => {
-            let mut bytes = key(how >> 2).to_bytes().expect("its bytes").to_vec();
-            for change in rest.chunks_exact(3).take(8) {
-                let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % bytes.len();
-                bytes[at] ^= change[2];
-            }
-            bytes.truncate(bytes.len() - rest.len() % 3);
-            check_material(spec, &bytes);
-        }
-        2 => {
-            let transport: [u8; 32] = sequence(DEK);
-            let algorithm = EncryptionAlgorithm::RsaesOaepSha256;
-            let mut blob = keys().public.encrypt(algorithm, &transport).expect("32 bytes fit");
-            let mut wrapped = vec![0; rest.len() + 15];
-            let kek = AesKek::new(&AES_256, &transport).expect("32 bytes");
-            let Ok(wrapped) = kek.wrap_with_padding(rest, &mut wrapped) else { return assert!(rest.is_empty()) };
-            blob.extend_from_slice(wrapped);
-            let opened = keys().wrapping.unwrap(WrappingAlgorithm::RsaAesKeyWrapSha256, &blob);
-            match opened {
-                Ok(opened) => assert_eq!(opened[..], *rest),
-                Err(_) => assert!(blob.len() > ENCRYPTED_MATERIAL_MAX),
-            }
-        }
-        _ => {
-            for algorithm in WrappingAlgorithm::ALL {
-                assert!(keys().wrapping.unwrap(*algorithm, rest).is_err());
-            }
-        }
-    }
-}
-
-/// What is taken has one form, an id, and works.
-fn check_material(spec: KeySpec, bytes: &[u8]) {
-    let Ok(material) = Material::from_bytes(spec, bytes) else { return };
-    let form = material.to_bytes().expect("its bytes");
-    let again = Material::from_bytes(spec, &form).expect("its own bytes");
-    assert_eq!(again.to_bytes().as_deref(), Ok(&*form));
-    assert_eq!(again.id(&sequence(0)), material.id(&sequence(0)));
-    assert_eq!(again.public_key_der(), material.public_key_der());
-    if let Some(algorithm) = spec.signing_algorithms().first() {
-        let signature = material.sign(*algorithm, MessageType::Raw, bytes).expect("a signature");
-        again.verify(*algorithm, MessageType::Raw, bytes, &signature).expect("our own signature");
-    }
-}
-
-/// Public keys, signatures, MACs and asymmetric ciphertexts: none that the fuzzer makes is right.
-fn peer(input: &[u8]) {
-    let (how, rest) = choice(input);
-    let key = key(how);
-    if let Ok(secret) = key.derive_shared_secret(rest) {
-        assert!([32, 48, 66].contains(&secret.len()) && !rest.is_empty());
-    }
-    let (message, proof) = halves(rest);
-    for kind in MessageType::ALL {
-        for algorithm in key.spec().signing_algorithms() {
-            assert!(key.verify(*algorithm, *kind, message, proof).is_err());
-        }
-    }
-    for algorithm in key.spec().mac_algorithms() {
-        assert!(key.verify_mac(*algorithm, message, proof).is_err());
-    }
-    for algorithm in key.spec().encryption_algorithms() {
-        assert!(key.decrypt(*algorithm, rest).is_err());
-    }
+    let text = if how & 1 == 0 { data_encoding::BASE64URL_NOPAD.encode(rest) } else { String::from_utf8_lossy(rest).into_owned() };
+    assert_eq!(grant::read_token(&Secret32::from_bytes([0x5e; 32]), &text), None);
 }

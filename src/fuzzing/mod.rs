@@ -8,6 +8,8 @@ mod disk;
 mod host;
 #[cfg(feature = "kms")]
 mod kms;
+#[cfg(feature = "kms")]
+mod kms_material;
 mod objects;
 #[cfg(all(feature = "aws", feature = "vault", feature = "pkcs11", feature = "k8s"))]
 mod servers;
@@ -24,10 +26,10 @@ pub struct Target {
 /// All of them, by the name of their corpus.
 pub fn targets() -> Vec<Target> {
     let all = disk::TARGETS.iter().chain(objects::TARGETS).chain(host::TARGETS);
-    #[cfg(feature = "kms")]
-    let all = all.chain(kms::TARGETS);
     #[cfg(all(feature = "aws", feature = "vault", feature = "pkcs11", feature = "k8s"))]
     let all = all.chain(servers::TARGETS);
+    #[cfg(feature = "kms")]
+    let all = all.chain(kms::TARGETS).chain(kms_material::TARGETS);
     all.copied().collect()
 }
 

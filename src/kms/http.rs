@@ -25,9 +25,11 @@ use tokio_rustls::TlsAcceptor;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::audit::{Actor, Event};
+use super::clock::wall;
 use super::operations::{self, Asked, Caller, Cost, Origin};
 use super::wire::ApiError;
-use super::{Service, sigv4};
+use super::sigv4::{AuthError, Head, Verifier};
+use super::Service;
 
 /// Bytes of a request's body; the largest that the API has are two policies' worth.
 const BODY_MAX: usize = 1 << 20;
@@ -130,7 +132,8 @@ impl Server {
         };
         let (stop, stopped) = watch::channel(false);
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let front = Arc::new(Front { service, tls: tls.is_some(), refusals: Mutex::default() });
+        let verifier = Verifier::new(&service.record.region);
+        let front = Arc::new(Front { service, tls: tls.is_some(), verifier, refusals: Mutex::default() });
         let acceptor = tls.as_ref().map(|(_, acceptor)| acceptor.clone());
         runtime.spawn(accept(listener, acceptor, front, connections.clone(), stopped));
         Ok(Self { address, runtime, stop, tls, connections })
@@ -224,6 +227,7 @@ where
 struct Front {
     service: Arc<Service>,
     tls: bool,
+    verifier: Verifier,
     /// The current second, and refusals in it.
     refusals: Mutex<(i64, u32)>,
 }
@@ -287,15 +291,17 @@ impl Front {
 
     /// Who signed the request; else why not, and the access key id that it claims.
     fn authenticate(&self, parts: &Parts, body: &[u8]) -> Result<Caller, (ApiError, Option<String>)> {
-        let lookup = |id: &str| {
-            let view = self.service.view();
-            view.user_of(id)?.secret(id)
-        };
-        let id = sigv4::verify(parts, body, &self.service.record.region, &lookup).map_err(|error| (error, None))?;
-        let user = self.service.view().user_of(&id).filter(|user| user.secret(&id).is_some()).cloned();
+        let secret = |id: &str| self.service.view().user_of(id)?.secret(id);
+        let head = Head { method: &parts.method, uri: &parts.uri, headers: &parts.headers };
+        // By the wall clock, whatever time the keys have.
+        let now = u64::try_from(wall() / 1000).unwrap_or(0);
+        let refused = |error: AuthError| ApiError::new(error.code(), error.to_string()).with_status(error.status());
+        let id = self.verifier.verify(head, body, now, &secret).map_err(|error| (refused(error), None))?.access_key_id;
+        // The verifier keeps what it derived; whether the access key is still good is asked each time.
+        let user = self.service.view().user_of(&id).filter(|user| user.may_use(&id)).cloned();
         match user {
             Some(user) => Ok(Caller { user, access_key: Ok(id) }),
-            None => Err((ApiError::internal(), Some(id))),
+            None => Err((refused(AuthError::UnknownKey), Some(id))),
         }
     }
 

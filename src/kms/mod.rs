@@ -13,6 +13,8 @@ mod setup;
 pub mod sigv4;
 pub mod store;
 mod sweep;
+#[cfg(test)]
+mod tests;
 pub mod users;
 pub mod view;
 pub mod wire;

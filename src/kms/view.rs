@@ -176,11 +176,15 @@ impl User {
         self.record.name == ROOT
     }
 
+    /// Whether requests that are signed with this access key are taken now.
+    pub fn may_use(&self, access_key: &str) -> bool {
+        self.record.enabled && self.record.access_keys.iter().any(|key| key.id == access_key && key.active)
+    }
+
     /// The secret of an access key that may be used now.
     pub fn secret(&self, access_key: &str) -> Option<Zeroizing<String>> {
-        let active = self.record.enabled && self.record.access_keys.iter().any(|k| k.id == access_key && k.active);
-        let found = self.secrets.iter().find(|(id, _)| active && id == access_key);
-        found.map(|(_, secret)| secret.clone())
+        let mut found = self.secrets.iter().filter(|(id, _)| id == access_key && self.may_use(id));
+        found.next().map(|(_, secret)| secret.clone())
     }
 }
 

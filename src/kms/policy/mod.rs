@@ -12,7 +12,7 @@ pub mod grant;
 mod json;
 mod pattern;
 mod principal;
-mod values;
+pub(in crate::kms) mod values;
 
 #[cfg(test)]
 mod tests;
