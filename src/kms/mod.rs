@@ -73,7 +73,9 @@ impl Edit {
 }
 
 /// Proof that the caller is the one who may change things now.
-pub struct Writer<'a>(#[allow(unused)] MutexGuard<'a, ()>);
+pub struct Writer<'a> {
+    _turn: MutexGuard<'a, ()>,
+}
 
 impl Service {
     pub fn view(&self) -> RwLockReadGuard<'_, View> {
@@ -81,7 +83,7 @@ impl Service {
     }
 
     pub fn writer(&self) -> Writer<'_> {
-        Writer(self.writer.lock())
+        Writer { _turn: self.writer.lock() }
     }
 
     pub fn now(&self) -> i64 {
@@ -102,6 +104,7 @@ impl Service {
 
     /// Makes a change and its record in the trail: durable, visible to every later request, then this returns.
     pub fn change(&self, _writer: &Writer<'_>, edit: Edit, event: &Event) -> Result<(), ApiError> {
+        self.recover()?;
         let text = event.to_json(&self.place);
         let change = Change {
             put: edit.put.iter().map(record_of).collect(),
@@ -123,6 +126,27 @@ impl Service {
             }
         }
         self.trail.append(text, Some(event.id.clone()));
+        Ok(())
+    }
+
+    /// After a failure of the disk nobody knows whether the last change was made: what is there now is read again.
+    pub(crate) fn recover(&self) -> Result<(), ApiError> {
+        if !self.store.is_suspect() {
+            return Ok(());
+        }
+        let read = || {
+            let contents = self.store.reopen()?;
+            let (view, ..) = View::load(contents.records, self.store.keys())?;
+            Ok((view, contents.outbox))
+        };
+        let (view, outbox) = read().map_err(|error: StoreError| self.fault(&error))?;
+        *self.view.write() = view;
+        for (id, text) in outbox {
+            if !self.trail.has_unsettled(&id) {
+                self.trail.append(text, Some(id));
+            }
+        }
+        log::warn!("code=store the store works again");
         Ok(())
     }
 

@@ -36,6 +36,13 @@ pub fn run(service: &Service, stop: &std::sync::atomic::AtomicBool) {
 impl Service {
     /// Makes the trail durable, and lets the store forget what it kept for it.
     pub fn settle(&self) {
+        if self.store.is_suspect() {
+            let _writer = self.writer();
+            // Its failure is in the log; the next call tries again.
+            if self.recover().is_err() {
+                return;
+            }
+        }
         let synced = match self.trail.sync() {
             Ok(Some(synced)) => synced,
             Ok(None) => return,

@@ -221,6 +221,11 @@ impl Trail {
         inner.unsettled.extend(settled);
     }
 
+    /// Whether this change's record has been appended and is not settled yet.
+    pub fn has_unsettled(&self, id: &str) -> bool {
+        self.inner.lock().unsettled.iter().any(|known| known == id)
+    }
+
     pub fn head(&self) -> TrailHead {
         head(&self.inner.lock())
     }

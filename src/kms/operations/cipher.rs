@@ -35,7 +35,10 @@ pub fn decrypt(call: &Call<'_>) -> Result<Value, ApiError> {
     let blob = ciphertext(call)?;
     let found = source(call, "KeyId", "EncryptionAlgorithm", blob.as_deref().map(Vec::as_slice))?;
     let side = Side { call, key: &found.key, algorithm: "EncryptionAlgorithm", pairs: call.encryption_context("EncryptionContext") };
-    call.allow(&found, "Decrypt", |context| side.shape(context))?;
+    call.allow(&found, "Decrypt", |context| side.shape(context)).map_err(|error| {
+        // Whoever named no key need not learn which one it is.
+        if call.input.has("KeyId") { error } else { not_allowed() }
+    })?;
     call.grant_tokens()?;
     side.usable()?;
     let Some(blob) = blob else {
@@ -153,14 +156,16 @@ fn source(call: &Call<'_>, key: &str, algorithm: &str, blob: Option<&[u8]>) -> R
             call.allow(&named, "Decrypt", |context| context)?;
             Err(ApiError::silent("InvalidCiphertextException"))
         }
-        (None, Ok(inside)) => call.find(&key_id_text(&inside.key)).map_err(|_| {
-            ApiError::denied(
-                "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or \
-                 you are not allowed to access.",
-            )
-        }),
+        (None, Ok(inside)) => call.find(&key_id_text(&inside.key)).map_err(|_| not_allowed()),
         (None, Err(_)) => Err(ApiError::silent("InvalidCiphertextException")),
     }
+}
+
+fn not_allowed() -> ApiError {
+    ApiError::denied(
+        "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not \
+         allowed to access.",
+    )
 }
 
 /// One key with its algorithm and encryption context, on one side of an operation.

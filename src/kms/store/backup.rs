@@ -30,7 +30,7 @@ impl Store {
         {
             let transaction = {
                 let guard = self.database.lock();
-                let database = guard.as_ref().ok_or_else(|| StoreError::damaged("the database is closed"))?;
+                let database = guard.as_ref().ok_or_else(super::closed)?;
                 database.begin_read()?
             };
             let header = transaction.open_table(OPEN)?;

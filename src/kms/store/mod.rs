@@ -94,7 +94,7 @@ pub struct Change {
 
 pub struct Store {
     path: PathBuf,
-    /// `None` after a failure of the disk: redb then wants to be opened again.
+    /// `None` after a failure of the disk, until `reopen`: redb then refuses everything.
     database: Mutex<Option<Database>>,
     header: Mutex<Header>,
     keys: StoreKeys,
@@ -166,10 +166,7 @@ impl Store {
     /// cannot (the failure came from the sync itself), the next start may find the change made.
     pub fn commit(&self, change: Change) -> Result<(), StoreError> {
         let mut guard = self.database.lock();
-        if guard.is_none() {
-            *guard = Some(Self::open_database(&self.path)?);
-        }
-        let Some(database) = guard.as_ref() else { return Err(StoreError::damaged("the database is closed")) };
+        let Some(database) = guard.as_ref() else { return Err(closed()) };
         let header = change.header.clone();
         match self.write(database, change) {
             Ok(()) => {
@@ -184,6 +181,21 @@ impl Store {
                 Err(error)
             }
         }
+    }
+
+    /// The disk has failed, and what is on it has not been read since.
+    pub fn is_suspect(&self) -> bool {
+        self.database.lock().is_none()
+    }
+
+    /// Opens the database again after a failure, and reads what it holds.
+    pub fn reopen(&self) -> Result<Contents, StoreError> {
+        let mut guard = self.database.lock();
+        let database = Self::open_database(&self.path)?;
+        let contents = self.read(&database)?;
+        *self.header.lock() = read_header(&database)?;
+        *guard = Some(database);
+        Ok(contents)
     }
 
     fn write(&self, database: &Database, change: Change) -> Result<(), StoreError> {
@@ -216,8 +228,10 @@ impl Store {
 
     /// Everything, opened.
     pub fn contents(&self) -> Result<Contents, StoreError> {
-        let guard = self.database.lock();
-        let Some(database) = guard.as_ref() else { return Err(StoreError::damaged("the database is closed")) };
+        self.read(self.database.lock().as_ref().ok_or_else(closed)?)
+    }
+
+    fn read(&self, database: &Database) -> Result<Contents, StoreError> {
         let transaction = database.begin_read()?;
         let mut contents = Contents { records: Vec::new(), outbox: Vec::new() };
         for entry in transaction.open_table(RECORDS)?.iter()? {
@@ -234,6 +248,10 @@ impl Store {
         }
         Ok(contents)
     }
+}
+
+fn closed() -> StoreError {
+    StoreError::Database("database: closed since its disk failed".into())
 }
 
 /// The record in its place, or an error where it is not authentic or lies elsewhere.
