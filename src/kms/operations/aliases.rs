@@ -126,10 +126,8 @@ fn alias_name<'c>(call: &'c Call<'_>) -> Result<&'c str, ApiError> {
         return Err(ApiError::validation(format!("{rest} contains invalid characters for an alias")));
     }
     if rest.starts_with("aws/") || rest == "aws" {
-        return Err(ApiError::new(
-            "NotAuthorizedException",
-            "Aliases that begin with alias/aws/ belong to the service.",
-        ));
+        // Not an exception of the model, and without a text: so the real service answers.
+        return Err(ApiError::silent("NotAuthorizedException"));
     }
     Ok(name)
 }
