@@ -103,6 +103,13 @@ const fn change(name: &'static str, run: fn(&Call<'_>) -> Result<Value, ApiError
     Operation { name, run, cost: Cost::Change, read_only: false }
 }
 
+impl Operation {
+    /// It may make an RSA key, which takes up to seconds.
+    pub fn is_slow(&self) -> bool {
+        self.name.starts_with("GenerateDataKeyPair") || ["CreateKey", "GetParametersForImport"].contains(&self.name)
+    }
+}
+
 /// In alphabetical order.
 static OPERATIONS: &[Operation] = &[
     change("CancelKeyDeletion", lifecycle::cancel_key_deletion),
