@@ -181,6 +181,35 @@ seed = b"\1" + part(bytes(40)) + part(b"kek/1") + struct.pack("<H", 1) + part(b"
 put("k8s_blob", seed + bytes(60), b"\1" + part(b"c") + part(b"k") + b"\0\0" + bytes(60), bytes(60), seed)
 put("pkcs11_blob", b"\1" + bytes(60), b"\2" + bytes(60), halves("label\x1b[2J", "token;x"), b"\xff\xff")
 
+named = b"\1" + bytes(16 + 32)
+put("kms_ciphertext", b"\0" + halves("", named + bytes(16 + 12 + 8 + 16)), b"\0" + halves("c", named + bytes(43)), b"\0",
+    b"\0" + halves("", b"\2" + named[1:] + bytes(60)), b"\1" + halves("app=billing", "Lorem-ipsum-dolor-sit-amet."),
+    b"\3" + halves("", ""), b"\1" + halves("\xc3=\0", bytes(4097)))
+
+
+def der(tag, *parts):
+    body = b"".join(parts)
+    size = bytes([len(body)]) if len(body) < 128 else b"\x81" + bytes([len(body)])
+    return bytes([tag]) + size + body
+
+
+# A private key of the number 1: the public one is the curve's generator.
+CURVES = {2: ("2a8648ce3d030107", 32), 3: ("2b81040022", 48), 4: ("2b81040023", 66), 5: ("2b8104000a", 32)}
+for spec, (oid, size) in CURVES.items():
+    algorithm = der(0x30, der(0x06, bytes.fromhex("2a8648ce3d0201")), der(0x06, bytes.fromhex(oid)))
+    private = der(0x30, b"\2\1\1", der(0x04, bytes(size - 1) + b"\1"))
+    pkcs8 = der(0x30, b"\2\1\0", algorithm, der(0x04, private))
+    put("kms_import", bytes([spec << 2]) + pkcs8, bytes([spec << 2]) + pkcs8 + b"\0", bytes([spec << 2 | 2]) + pkcs8)
+    point = der(0x03, b"\0\4" + bytes(2 * size))
+    put("kms_peer", bytes([spec]) + der(0x30, algorithm, point), bytes([spec]) + halves("m", der(0x30, b"\2\1\1\2\1\1")))
+generator = bytes.fromhex("6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+                          "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5")
+algorithm = der(0x30, der(0x06, bytes.fromhex("2a8648ce3d0201")), der(0x06, bytes.fromhex("2a8648ce3d030107")))
+put("kms_peer", b"\2" + der(0x30, algorithm, der(0x03, b"\0\4" + generator)), b"\2\4" + generator, b"\2\2" + generator[:32],
+    b"\0" + bytes(256), b"\1" + bytes(256), b"\1" + halves("m", bytes(256)), b"\6" + halves("m", bytes(28)))
+put("kms_import", b"\0" + bytes(32), b"\0" + bytes(31), bytes([6 << 2]) + bytes(28), bytes([8 << 2]) + bytes(64),
+    bytes([1 << 2 | 1]) + b"\x20\0\1", bytes([1 << 2 | 1]) + b"\0", bytes([2 << 2 | 1]) + b"\x30\0\x80", b"\2" + bytes(32),
+    b"\3" + bytes(256), b"\3" + bytes(296), b"\2")
 statement = {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::123456789012:user/ABC"}, "Action": "kms:*", "Resource": "*"}
 
 

@@ -8,6 +8,8 @@ mod disk;
 mod host;
 #[cfg(feature = "kms")]
 mod kms;
+#[cfg(feature = "kms")]
+mod kms_material;
 mod objects;
 #[cfg(all(feature = "aws", feature = "vault", feature = "pkcs11", feature = "k8s"))]
 mod servers;
@@ -27,7 +29,7 @@ pub fn targets() -> Vec<Target> {
     #[cfg(all(feature = "aws", feature = "vault", feature = "pkcs11", feature = "k8s"))]
     let all = all.chain(servers::TARGETS);
     #[cfg(feature = "kms")]
-    let all = all.chain(kms::TARGETS);
+    let all = all.chain(kms::TARGETS).chain(kms_material::TARGETS);
     all.copied().collect()
 }
 
