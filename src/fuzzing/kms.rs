@@ -78,14 +78,18 @@ fn kms_signature(input: &[u8]) {
     }
     let zeros = text.replace('@', &"0".repeat(64));
     let Some((uri, headers)) = parse(&zeros) else { return };
-    let Some(signature) = verifier.signature_of(Head { uri: &uri, headers: &headers, ..parts }, body, &secret("")) else {
+    let Some(signature) = verifier.signature_of(Head { uri: &uri, headers: &headers, ..parts }, body, &secret(""))
+    else {
         return;
     };
     let Some((uri, headers)) = parse(&text.replace('@', &signature)) else { return };
     let parts = Head { method: &Method::POST, uri: &uri, headers: &headers };
     let second = verifier.verify(parts, body, NOW, &secret);
     // A signature elsewhere in the text changes what is signed: that is refused, and nothing else may be.
-    assert!(second.is_ok() || text.matches('@').count() != 1 || second != Err(AuthError::Mismatch) || !tail(&text), "{text}");
+    assert!(
+        second.is_ok() || text.matches('@').count() != 1 || second != Err(AuthError::Mismatch) || !tail(&text),
+        "{text}"
+    );
     if second.is_ok() {
         let other = [body, b" "].concat();
         assert!(verifier.verify(parts, &other, NOW, &secret).is_err(), "another body is accepted");
@@ -113,6 +117,10 @@ fn parse(text: &str) -> Option<(Uri, HeaderMap)> {
 /// A token that this service did not make names nothing.
 fn kms_token(input: &[u8]) {
     let (how, rest) = choice(input);
-    let text = if how & 1 == 0 { data_encoding::BASE64URL_NOPAD.encode(rest) } else { String::from_utf8_lossy(rest).into_owned() };
+    let text = if how & 1 == 0 {
+        data_encoding::BASE64URL_NOPAD.encode(rest)
+    } else {
+        String::from_utf8_lossy(rest).into_owned()
+    };
     assert_eq!(grant::read_token(&Secret32::from_bytes([0x5e; 32]), &text), None);
 }

@@ -46,20 +46,46 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 pub enum Request {
     Status {},
     /// An operation of the API.
-    Call { operation: String, input: Value },
-    UserAdd { name: String, service: bool },
+    Call {
+        operation: String,
+        input: Value,
+    },
+    UserAdd {
+        name: String,
+        service: bool,
+    },
     /// With all access keys, or one of them.
-    UserDisable { name: String, access_key: Option<String> },
-    UserEnable { name: String },
+    UserDisable {
+        name: String,
+        access_key: Option<String>,
+    },
+    UserEnable {
+        name: String,
+    },
     /// A new access key; the others end, but for the newest where `keep_old`.
-    UserRotate { name: String, keep_old: bool },
+    UserRotate {
+        name: String,
+        keep_old: bool,
+    },
     UserList {},
-    PolicyPut { name: String, document: String },
-    PolicyGet { name: String },
-    PolicyDelete { name: String },
+    PolicyPut {
+        name: String,
+        document: String,
+    },
+    PolicyGet {
+        name: String,
+    },
+    PolicyDelete {
+        name: String,
+    },
     /// To a file that the service can make.
-    Backup { file: PathBuf },
-    RotateSeal { uri: String, passphrase_file: Option<PathBuf> },
+    Backup {
+        file: PathBuf,
+    },
+    RotateSeal {
+        uri: String,
+        passphrase_file: Option<PathBuf>,
+    },
     VerifyTrail {},
 }
 
@@ -161,8 +187,7 @@ impl Admin<'_> {
         let root = self.service.view().users.get(ROOT).cloned();
         let user = root.ok_or_else(|| refused("InternalFailure", "the store has no account root"))?;
         let caller = Caller { user, access_key: Err(self.uid) };
-        let origin =
-            Origin { address: None, user_agent: user_agent(), tls: false, request_id: operations::new_uuid() };
+        let origin = Origin { address: None, user_agent: user_agent(), tls: false, request_id: operations::new_uuid() };
         match operations::find(operation) {
             Asked::Served(operation) => {
                 let body = input.to_string();
@@ -285,7 +310,10 @@ impl Admin<'_> {
         let request = json!({"userName": name, "policyDocument": document});
         self.alter(name, event, request, |user| {
             if name == ROOT {
-                return Err(refused("ValidationError", "the account root has all rights of the account; it takes no policy"));
+                return Err(refused(
+                    "ValidationError",
+                    "the account root has all rights of the account; it takes no policy",
+                ));
             }
             if document.is_none() && user.policy.is_none() {
                 return Err(refused("NoSuchEntity", format!("The user {name} has no policy.")));

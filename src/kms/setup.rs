@@ -151,10 +151,7 @@ impl Service {
         header.data_key = self.store.data_key().seal(uri, passphrase, &header.service_id, wall())?;
         self.store.commit(Change { header: Some(header.clone()), ..Change::default() })?;
         let name = |key: &store::sealing::KeyName| format!("{}:{}", key.provider, key.key);
-        self.note(
-            "RotateSeal",
-            serde_json::json!({"from": name(&before), "to": name(&header.data_key.key)}),
-        );
+        self.note("RotateSeal", serde_json::json!({"from": name(&before), "to": name(&header.data_key.key)}));
         Ok(header)
     }
 }
@@ -163,7 +160,8 @@ fn prepare(directory: &Path) -> Result<(), StoreError> {
     match fs::DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-            fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(|e| StoreError::io(directory, e))?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
+                .map_err(|e| StoreError::io(directory, e))?;
             check_directory(directory)
         }
         Err(e) => Err(StoreError::io(directory, e)),
@@ -182,7 +180,11 @@ fn check_directory(directory: &Path) -> Result<(), StoreError> {
     }
     let own = rustix::process::geteuid().as_raw();
     if stat.uid() != own && own != 0 {
-        return Err(StoreError::damaged(format!("{}: belongs to another user (uid {})", directory.display(), stat.uid())));
+        return Err(StoreError::damaged(format!(
+            "{}: belongs to another user (uid {})",
+            directory.display(),
+            stat.uid()
+        )));
     }
     Ok(())
 }

@@ -51,11 +51,8 @@ impl Service {
                 return;
             }
         };
-        let change = Change {
-            put: vec![Record::TrailHead(synced.head)],
-            settled: synced.settled.clone(),
-            ..Change::default()
-        };
+        let change =
+            Change { put: vec![Record::TrailHead(synced.head)], settled: synced.settled.clone(), ..Change::default() };
         if let Err(error) = self.store.commit(change) {
             log::warn!("code=store the trail's head cannot be written down: {error}");
             self.trail.unsynced(synced.settled);
@@ -71,7 +68,8 @@ impl Service {
             // As it is now: a request may have been faster.
             let Some(key) = self.view().keys.get(&key.record.id).cloned() else { continue };
             if key.is_gone(now) {
-                let mut remove: Vec<Gone> = self.view().aliases_of(&key.record.id).map(|a| Gone::Alias(a.to_owned())).collect();
+                let mut remove: Vec<Gone> =
+                    self.view().aliases_of(&key.record.id).map(|a| Gone::Alias(a.to_owned())).collect();
                 let view = self.view();
                 let grants = view.grants_of(&key.record.id).into_iter().flat_map(|grants| grants.by_id.keys());
                 remove.extend(grants.map(|id| Gone::Grant { key: key.record.id.clone(), id: id.clone() }));
@@ -87,11 +85,8 @@ impl Service {
                 for material in record.materials.iter_mut().filter(|m| is_expired(m, now)) {
                     material.wrapped = None;
                 }
-                let event = self.own_event(
-                    "DeleteExpiredKeyMaterial",
-                    json!({"keyId": key.record.id}),
-                    vec![key.arn.clone()],
-                );
+                let event =
+                    self.own_event("DeleteExpiredKeyMaterial", json!({"keyId": key.record.id}), vec![key.arn.clone()]);
                 self.put_swept(&writer, record, &key, &event);
             } else if rotation_is_due(&key, now) {
                 let mut record = key.record.clone();

@@ -31,7 +31,14 @@ pub fn new_access_key(keys: &StoreKeys, user: &str, now: i64) -> (AccessKeyRecor
 
 pub fn new_user(keys: &StoreKeys, name: &str, service: bool, now: i64) -> (UserRecord, NewAccessKey) {
     let (access_key, secret) = new_access_key(keys, name, now);
-    let user = UserRecord { name: name.into(), created: now, service, enabled: true, access_keys: vec![access_key], policy: None };
+    let user = UserRecord {
+        name: name.into(),
+        created: now,
+        service,
+        enabled: true,
+        access_keys: vec![access_key],
+        policy: None,
+    };
     (user, secret)
 }
 

@@ -91,9 +91,12 @@ impl Key {
     /// Every material that was ever current can be used: one that is missing makes the whole key unusable, as in AWS.
     fn has_all_material(&self, now: i64) -> bool {
         self.record.current.is_some()
-            && self.record.materials.iter().filter(|m| m.current_since.is_some()).all(|m| {
-                m.wrapped.is_some() && m.import.as_ref().and_then(|i| i.valid_to).is_none_or(|end| end > now)
-            })
+            && self
+                .record
+                .materials
+                .iter()
+                .filter(|m| m.current_since.is_some())
+                .all(|m| m.wrapped.is_some() && m.import.as_ref().and_then(|i| i.valid_to).is_none_or(|end| end > now))
     }
 
     /// What encrypts, signs, makes MACs.
@@ -259,9 +262,12 @@ impl View {
             users: BTreeMap::new(),
             by_access_key: HashMap::new(),
         };
-        let service = records.iter().find_map(|r| if let Record::Service(service) = r { Some(service.clone()) } else { None });
+        let service =
+            records.iter().find_map(|r| if let Record::Service(service) = r { Some(service.clone()) } else { None });
         let service = service.ok_or_else(|| {
-            StoreError::damaged("the store says not whose it is: init or restore was interrupted; remove it and begin again")
+            StoreError::damaged(
+                "the store says not whose it is: init or restore was interrupted; remove it and begin again",
+            )
         })?;
         let mut head = TrailHead::default();
         for record in records {

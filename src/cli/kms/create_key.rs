@@ -60,17 +60,21 @@ impl CreateKey {
     pub fn run(mut self) -> Result<(), Failure> {
         let ask = !self.yes;
         if ask && !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
-            return Err(Failure::new(exit::USAGE, "there is no terminal to ask at: give the steps as flags, and --yes"));
+            return Err(Failure::new(
+                exit::USAGE,
+                "there is no terminal to ask at: give the steps as flags, and --yes",
+            ));
         }
         let status = self.place.ask(Request::Status {})?;
         let account = status["account"].as_str().unwrap_or("").to_owned();
         if ask {
             self.ask_steps()?;
         }
-        let alias = self.alias.take().filter(|alias| !alias.is_empty()).map(|alias| match alias.starts_with("alias/") {
-            true => alias,
-            false => format!("alias/{alias}"),
-        });
+        let alias =
+            self.alias.take().filter(|alias| !alias.is_empty()).map(|alias| match alias.starts_with("alias/") {
+                true => alias,
+                false => format!("alias/{alias}"),
+            });
         let policy = match &self.policy {
             Some(file) => document(Some(file))?,
             None => self.make_policy(&account),
@@ -102,7 +106,9 @@ impl CreateKey {
         if let Some(alias) = &alias {
             let id = metadata["KeyId"].as_str().unwrap_or("");
             let named = self.place.call("CreateAlias", json!({"AliasName": alias, "TargetKeyId": id}));
-            named.map_err(|e| Failure::new(e.code, format!("key {id} was made, but has no alias {alias}: {}", e.message)))?;
+            named.map_err(|e| {
+                Failure::new(e.code, format!("key {id} was made, but has no alias {alias}: {}", e.message))
+            })?;
         }
         let mut shown = metadata;
         if let Some(alias) = alias {
@@ -146,8 +152,18 @@ impl CreateKey {
         })];
         if !self.administrators.is_empty() {
             let mut actions = vec![
-                "kms:Create*", "kms:Describe*", "kms:Enable*", "kms:List*", "kms:Put*", "kms:Update*", "kms:Revoke*",
-                "kms:Disable*", "kms:Get*", "kms:Delete*", "kms:TagResource", "kms:UntagResource",
+                "kms:Create*",
+                "kms:Describe*",
+                "kms:Enable*",
+                "kms:List*",
+                "kms:Put*",
+                "kms:Update*",
+                "kms:Revoke*",
+                "kms:Disable*",
+                "kms:Get*",
+                "kms:Delete*",
+                "kms:TagResource",
+                "kms:UntagResource",
             ];
             if self.administrators_may_delete {
                 actions.extend(["kms:ScheduleKeyDeletion", "kms:CancelKeyDeletion"]);
@@ -213,9 +229,8 @@ fn arn_of(account: &str, name: &str) -> String {
 }
 
 fn tag_of(text: &str) -> Result<Value, Failure> {
-    let (name, value) = text
-        .split_once('=')
-        .ok_or_else(|| Failure::new(exit::USAGE, format!("--tag {text:?}: write NAME=VALUE")))?;
+    let (name, value) =
+        text.split_once('=').ok_or_else(|| Failure::new(exit::USAGE, format!("--tag {text:?}: write NAME=VALUE")))?;
     Ok(json!({"TagKey": name, "TagValue": value}))
 }
 

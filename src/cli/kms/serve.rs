@@ -8,9 +8,9 @@ use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::super::{Failure, PassphraseArgs, exit, note};
+use crate::kms::Service;
 use crate::kms::http::{self, TlsFiles};
 use crate::kms::running::Running;
-use crate::kms::Service;
 use crate::sys::notify;
 
 /// How long running requests may take when the service ends.
@@ -54,7 +54,8 @@ impl Serve {
         let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         signals.thread_block().map_err(|e| failed(&e))?;
         crate::mount::serve::harden();
-        let listener = http::listen(&self.listen).map_err(|e| Failure::new(exit::BUSY, format!("{}: {e}", self.listen)))?;
+        let listener =
+            http::listen(&self.listen).map_err(|e| Failure::new(exit::BUSY, format!("{}: {e}", self.listen)))?;
         let service = Service::open(&self.directory, &self.passphrase.source())?;
         let secure = tls.is_some();
         let running = Running::start(service, listener, tls).map_err(|e| failed(&e))?;

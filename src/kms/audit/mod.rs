@@ -158,7 +158,9 @@ impl Actor {
                 "invokedBy": format!("envelopefs kms (uid {uid})"),
             }),
             Self::Unknown { access_key_id } => serde_json::json!({"type": "Unknown", "accessKeyId": access_key_id}),
-            Self::Service => serde_json::json!({"type": "AWSService", "accountId": account, "invokedBy": "envelopefs kms"}),
+            Self::Service => {
+                serde_json::json!({"type": "AWSService", "accountId": account, "invokedBy": "envelopefs kms"})
+            }
         }
     }
 }

@@ -64,7 +64,11 @@ impl Trail {
     /// Opens the trail behind `head`, which the store remembers. Lines after it that are whole and in order are kept; a torn end
     /// is cut off. Where lines that the store remembers are missing, the chain goes on from the head, and that is a finding.
     /// Also the event ids after the head.
-    pub fn open(datadir: &Path, key: &Secret32, head: &TrailHead) -> Result<(Self, Vec<Finding>, Vec<String>), StoreError> {
+    pub fn open(
+        datadir: &Path,
+        key: &Secret32,
+        head: &TrailHead,
+    ) -> Result<(Self, Vec<Finding>, Vec<String>), StoreError> {
         let directory = datadir.join(DIRECTORY);
         match fs::DirBuilder::new().mode(0o700).create(&directory) {
             Ok(()) => sync_directory(datadir)?,
@@ -161,7 +165,8 @@ impl Trail {
             inner.held_bytes -= record.len();
         }
         if inner.lost > 0 {
-            let gap = format!("{{\"eventName\":\"TrailGap\",\"additionalEventData\":{{\"recordsLost\":{}}}}}", inner.lost);
+            let gap =
+                format!("{{\"eventName\":\"TrailGap\",\"additionalEventData\":{{\"recordsLost\":{}}}}}", inner.lost);
             if self.write(inner, gap.as_bytes()).is_err() {
                 return;
             }
@@ -242,7 +247,9 @@ fn head(inner: &Inner) -> TrailHead {
 
 fn complain(inner: &mut Inner, error: &io::Error) {
     if !inner.complained {
-        log::error!("code=trail-full the audit trail cannot be written ({error}): records are held in memory until it can");
+        log::error!(
+            "code=trail-full the audit trail cannot be written ({error}): records are held in memory until it can"
+        );
         inner.complained = true;
     }
 }
@@ -263,7 +270,13 @@ struct Read {
 
 /// Reads the last segment. Lines up to the head are taken as they are, since verification is another's work; after it only
 /// whole, authentic lines in order count.
-fn read_segment(path: &Path, key: &Secret32, first: u64, head: &TrailHead, ids: &mut Vec<String>) -> Result<Read, StoreError> {
+fn read_segment(
+    path: &Path,
+    key: &Secret32,
+    first: u64,
+    head: &TrailHead,
+    ids: &mut Vec<String>,
+) -> Result<Read, StoreError> {
     let file = File::open(path).map_err(|e| StoreError::io(path, e))?;
     let total = file.metadata().map_err(|e| StoreError::io(path, e))?.len();
     let mut reader = BufReader::with_capacity(1 << 20, file);

@@ -145,11 +145,17 @@ impl Filter {
         let of_key = self.key.as_deref().is_none_or(|key| {
             let resources = record.get("resources").and_then(Value::as_array).into_iter().flatten();
             let mut arns = resources.filter_map(|resource| resource.get("ARN")?.as_str());
-            arns.any(|arn| arn == key || arn.rsplit_once(':').is_some_and(|(_, name)| name == key || name.strip_prefix("key/") == Some(key)))
+            arns.any(|arn| {
+                arn == key
+                    || arn
+                        .rsplit_once(':')
+                        .is_some_and(|(_, name)| name == key || name.strip_prefix("key/") == Some(key))
+            })
         });
-        let by_user = self.user.as_deref().is_none_or(|user| {
-            text("/userIdentity/userName") == user || text("/userIdentity/arn") == user
-        });
+        let by_user = self
+            .user
+            .as_deref()
+            .is_none_or(|user| text("/userIdentity/userName") == user || text("/userIdentity/arn") == user);
         let named = self.event.as_deref().is_none_or(|event| text("/eventName") == event);
         late_enough && of_key && by_user && named
     }
@@ -159,7 +165,10 @@ impl Filter {
 pub fn read(datadir: &Path, filter: &Filter, mut each: impl FnMut(&[u8], &Value) -> bool) -> Result<(), StoreError> {
     let mut going = true;
     for_each_line(datadir, |_, line| {
-        if going && let Ok(record) = serde_json::from_slice::<Value>(line) && filter.wants(&record) {
+        if going
+            && let Ok(record) = serde_json::from_slice::<Value>(line)
+            && filter.wants(&record)
+        {
             going = each(line, &record);
         }
     })

@@ -117,7 +117,12 @@ impl<'a> Call<'a> {
     }
 
     /// The same for what is no key: `*`, or the ARN of an alias.
-    pub fn allow_resource(&self, resource: &str, action: &str, shape: impl FnOnce(Context) -> Context) -> Result<(), ApiError> {
+    pub fn allow_resource(
+        &self,
+        resource: &str,
+        action: &str,
+        shape: impl FnOnce(Context) -> Context,
+    ) -> Result<(), ApiError> {
         self.decide(&self.service.view(), action, resource, None, shape(self.context()))
     }
 
@@ -187,7 +192,10 @@ impl<'a> Call<'a> {
         if key.record.usage != usage {
             return Err(ApiError::new(
                 "InvalidKeyUsageException",
-                format!("{} key usage is {} which is not valid for {}.", key.arn, key.record.usage, self.operation.name),
+                format!(
+                    "{} key usage is {} which is not valid for {}.",
+                    key.arn, key.record.usage, self.operation.name
+                ),
             ));
         }
         Ok(())
@@ -314,7 +322,9 @@ impl<'a> Call<'a> {
             MaterialError::PlaintextTooLong { limit } => {
                 ApiError::validation(format!("Plaintext is longer than this key and algorithm take: {limit} bytes."))
             }
-            MaterialError::DigestLength(_) | MaterialError::InvalidPublicKey => ApiError::validation(capital(&error.to_string())),
+            MaterialError::DigestLength(_) | MaterialError::InvalidPublicKey => {
+                ApiError::validation(capital(&error.to_string()))
+            }
             MaterialError::InvalidMaterial(_) => {
                 ApiError::new("IncorrectKeyMaterialException", capital(&error.to_string()))
             }

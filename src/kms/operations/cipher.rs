@@ -14,7 +14,12 @@ use crate::kms::wire::ApiError;
 
 pub fn encrypt(call: &Call<'_>) -> Result<Value, ApiError> {
     let found = call.find(call.input.required("KeyId")?)?;
-    let side = Side { call, key: &found.key, algorithm: "EncryptionAlgorithm", pairs: call.encryption_context("EncryptionContext") };
+    let side = Side {
+        call,
+        key: &found.key,
+        algorithm: "EncryptionAlgorithm",
+        pairs: call.encryption_context("EncryptionContext"),
+    };
     call.allow(&found, "Encrypt", |context| side.shape(context))?;
     call.grant_tokens()?;
     side.usable()?;
@@ -34,7 +39,12 @@ pub fn decrypt(call: &Call<'_>) -> Result<Value, ApiError> {
     call.no_recipient()?;
     let blob = ciphertext(call)?;
     let found = source(call, "KeyId", "EncryptionAlgorithm", blob.as_deref().map(Vec::as_slice))?;
-    let side = Side { call, key: &found.key, algorithm: "EncryptionAlgorithm", pairs: call.encryption_context("EncryptionContext") };
+    let side = Side {
+        call,
+        key: &found.key,
+        algorithm: "EncryptionAlgorithm",
+        pairs: call.encryption_context("EncryptionContext"),
+    };
     call.allow(&found, "Decrypt", |context| side.shape(context)).map_err(|error| {
         // Whoever named no key need not learn which one it is.
         if call.input.has("KeyId") { error } else { not_allowed() }

@@ -22,14 +22,19 @@ pub fn generate_data_key_without_plaintext(call: &Call<'_>) -> Result<Value, Api
     data_key(call, "GenerateDataKeyWithoutPlaintext").map(|(_, answer)| Value::Object(answer))
 }
 
-fn data_key(call: &Call<'_>, action: &str) -> Result<(Zeroizing<Vec<u8>>, Map<String, Value>), ApiError> {
+/// A key in the open, and the answer without it.
+type DataKey = (Zeroizing<Vec<u8>>, Map<String, Value>);
+
+fn data_key(call: &Call<'_>, action: &str) -> Result<DataKey, ApiError> {
     let found = call.find(call.input.required("KeyId")?)?;
     let pairs = call.encryption_context("EncryptionContext");
     allow(call, &found, action, None)?;
     call.usable(&found.key, KeyUsage::EncryptDecrypt)?;
     symmetric(call, &found)?;
     let len = match (call.input.text("KeySpec"), call.input.integer("NumberOfBytes")) {
-        (Some(spec), None) => spec.parse::<DataKeySpec>().map_err(|_| ApiError::validation("Unknown KeySpec."))?.bytes(),
+        (Some(spec), None) => {
+            spec.parse::<DataKeySpec>().map_err(|_| ApiError::validation("Unknown KeySpec."))?.bytes()
+        }
         (None, Some(bytes)) => usize::try_from(bytes).map_err(|_| ApiError::internal())?,
         _ => return Err(ApiError::validation("Please specify either number of bytes or key spec.")),
     };

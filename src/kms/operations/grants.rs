@@ -29,7 +29,9 @@ pub fn create_grant(call: &Call<'_>) -> Result<Value, ApiError> {
             ApiError::validation(format!("{}{}.", text[..1].to_uppercase(), &text[1..]))
         }
     })?;
-    call.allow(&Found { key: key.clone(), alias: None }, "CreateGrant", |context| context.for_new_grant(&terms, &caller))?;
+    call.allow(&Found { key: key.clone(), alias: None }, "CreateGrant", |context| {
+        context.for_new_grant(&terms, &caller)
+    })?;
     call.grant_tokens()?;
     call.enabled(&key)?;
     call.dry_run()?;
@@ -114,7 +116,9 @@ pub fn list_retirable_grants(call: &Call<'_>) -> Result<Value, ApiError> {
         .all_grants()
         .filter(|grant| {
             let retiring = grant.terms.retiring.as_ref().map(split);
-            retiring.is_some_and(|(arn, name)| (principal.is_some() && arn == principal) || (service.is_some() && name == service))
+            retiring.is_some_and(|(arn, name)| {
+                (principal.is_some() && arn == principal) || (service.is_some() && name == service)
+            })
         })
         .filter_map(|grant| Some((grant, view.keys.get(&grant.key_id).filter(|key| !key.is_gone(call.now))?)))
         .collect();
@@ -199,7 +203,9 @@ fn shown(grant: &Grant, key: &str) -> Value {
     }
     let constraints = &grant.terms.constraints;
     let mut told = Map::new();
-    for (name, pairs) in [("EncryptionContextSubset", &constraints.subset), ("EncryptionContextEquals", &constraints.equals)] {
+    for (name, pairs) in
+        [("EncryptionContextSubset", &constraints.subset), ("EncryptionContextEquals", &constraints.equals)]
+    {
         if let Some(pairs) = pairs {
             told.insert(name.into(), json!(pairs));
         }

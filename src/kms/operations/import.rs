@@ -7,7 +7,9 @@ use zeroize::Zeroizing;
 
 use super::call::{Call, Found};
 use super::{keys, lifecycle};
-use crate::kms::material::{KeySpec, Material, MaterialError, WrappingAlgorithm, WrappingKey, WrappingKeySpec, parse_key_id};
+use crate::kms::material::{
+    KeySpec, Material, MaterialError, WrappingAlgorithm, WrappingKey, WrappingKeySpec, parse_key_id,
+};
 use crate::kms::policy::context;
 use crate::kms::store::records::{Import, MaterialRecord, Origin};
 use crate::kms::view::{Key, KeyState};
@@ -65,7 +67,10 @@ fn open_token(call: &Call<'_>, key: &Key) -> Result<(WrappingKey, WrappingAlgori
     let open = call.service.store().keys().unwrap(&[TOKEN, key.record.id.as_bytes()], &token).map_err(|_| invalid())?;
     let (valid_to, rest) = open.split_first_chunk::<8>().ok_or_else(invalid)?;
     if i64::from_le_bytes(*valid_to) <= call.now {
-        return Err(ApiError::new("ExpiredImportTokenException", "The import token is expired. Get new parameters for import."));
+        return Err(ApiError::new(
+            "ExpiredImportTokenException",
+            "The import token is expired. Get new parameters for import.",
+        ));
     }
     let end = rest.iter().position(|b| *b == b'\n').ok_or_else(invalid)?;
     let names = std::str::from_utf8(&rest[..end]).map_err(|_| invalid())?;
@@ -115,7 +120,10 @@ pub fn import_key_material(call: &Call<'_>) -> Result<Value, ApiError> {
         }
         None if wants_new && record.spec == KeySpec::SymmetricDefault => {
             if record.materials.iter().any(|m| m.current_since.is_none()) {
-                return Err(ApiError::invalid_state(format!("{} has key material that is pending rotation already.", key.arn)));
+                return Err(ApiError::invalid_state(format!(
+                    "{} has key material that is pending rotation already.",
+                    key.arn
+                )));
             }
             record.materials.push(MaterialRecord { import: Some(import), ..fresh });
         }

@@ -115,7 +115,9 @@ fn spec_and_usage(call: &Call<'_>) -> Result<(KeySpec, KeyUsage), ApiError> {
     let input = call.input;
     let name = match (input.text("KeySpec"), input.text("CustomerMasterKeySpec")) {
         (Some(_), Some(_)) => {
-            return Err(ApiError::validation("You cannot specify KeySpec and CustomerMasterKeySpec in the same request."));
+            return Err(ApiError::validation(
+                "You cannot specify KeySpec and CustomerMasterKeySpec in the same request.",
+            ));
         }
         (Some(name), None) | (None, Some(name)) => name,
         (None, None) => KeySpec::SymmetricDefault.as_str(),

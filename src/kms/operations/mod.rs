@@ -22,8 +22,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use call::Call;
-use managed::service_name;
 pub use managed::ALIAS as MANAGED_ALIAS;
+use managed::service_name;
 pub(super) use rotation::rotate;
 
 use super::Service;
@@ -101,6 +101,13 @@ const fn heavy(name: &'static str, run: fn(&Call<'_>) -> Result<Value, ApiError>
 
 const fn change(name: &'static str, run: fn(&Call<'_>) -> Result<Value, ApiError>) -> Operation {
     Operation { name, run, cost: Cost::Change, read_only: false }
+}
+
+impl Operation {
+    /// It may make an RSA key, which takes up to seconds.
+    pub fn is_slow(&self) -> bool {
+        self.name.starts_with("GenerateDataKeyPair") || ["CreateKey", "GetParametersForImport"].contains(&self.name)
+    }
 }
 
 /// In alphabetical order.
@@ -192,7 +199,8 @@ impl Service {
         let input = match Input::parse(body, members) {
             Ok(input) => input,
             Err(error) => {
-                let call = Call::new(self, operation, &Input::new(Map::new()), caller, origin, None).event(Some(&error));
+                let call =
+                    Call::new(self, operation, &Input::new(Map::new()), caller, origin, None).event(Some(&error));
                 self.record_event(&call);
                 return Err(error);
             }
@@ -241,7 +249,8 @@ pub fn source(origin: &Origin) -> String {
 fn shown(operation: &str, input: &Input) -> Value {
     let mut shown = Map::new();
     for member in catalogue::input(operation).unwrap_or(&[]) {
-        if matches!(member.kind, Kind::Blob { .. }) || ["GrantTokens", "GrantToken", "Recipient"].contains(&member.name) {
+        if matches!(member.kind, Kind::Blob { .. }) || ["GrantTokens", "GrantToken", "Recipient"].contains(&member.name)
+        {
             continue;
         }
         if let Some(value) = input.members().get(member.name).filter(|value| !value.is_null()) {

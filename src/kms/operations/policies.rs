@@ -31,9 +31,9 @@ pub fn check(
     let own = format!("arn:aws:iam::{account}:");
     for principal in document.principals() {
         let known = match principal.strip_prefix(&own) {
-            Some(local) => local
-                .strip_prefix("user/")
-                .is_some_and(|name| call.service.view().users.contains_key(name) && user_arn(account, name) == principal),
+            Some(local) => local.strip_prefix("user/").is_some_and(|name| {
+                call.service.view().users.contains_key(name) && user_arn(account, name) == principal
+            }),
             // Other accounts and services are not ours to judge.
             None => true,
         };

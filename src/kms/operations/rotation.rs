@@ -26,9 +26,11 @@ pub fn enable_key_rotation(call: &Call<'_>) -> Result<Value, ApiError> {
     made_here(&key)?;
     let rotation = Rotation { period_days: period, next: call.now + period * DAY };
     // Asking again for what is so already does not put the next rotation off.
-    let same = key.record.rotation.as_ref().is_some_and(|old| {
-        old.period_days == period || !call.input.has("RotationPeriodInDays")
-    });
+    let same = key
+        .record
+        .rotation
+        .as_ref()
+        .is_some_and(|old| old.period_days == period || !call.input.has("RotationPeriodInDays"));
     lifecycle::put(call, &key, Value::Null, |record| {
         if !same {
             record.rotation = Some(rotation);
@@ -75,12 +77,16 @@ pub fn rotate_key_on_demand(call: &Call<'_>) -> Result<Value, ApiError> {
     let mut record = key.record.clone();
     match record.origin {
         Origin::Service => {
-            rotate(&mut record, call.service.store().keys(), RotationType::OnDemand, call.now).map_err(|e| call.failed(e))?;
+            rotate(&mut record, call.service.store().keys(), RotationType::OnDemand, call.now)
+                .map_err(|e| call.failed(e))?;
         }
         Origin::External => {
             let pending = record.materials.iter_mut().find(|m| m.current_since.is_none() && m.wrapped.is_some());
             let Some(pending) = pending else {
-                return Err(ApiError::invalid_state(format!("{} has no key material that is pending rotation.", key.arn)));
+                return Err(ApiError::invalid_state(format!(
+                    "{} has no key material that is pending rotation.",
+                    key.arn
+                )));
             };
             pending.current_since = Some(call.now);
             pending.rotation = Some(RotationType::OnDemand);
@@ -153,7 +159,10 @@ fn rotatable(key: &Key) -> Result<(), ApiError> {
     if key.record.spec == KeySpec::SymmetricDefault {
         return Ok(());
     }
-    Err(ApiError::unsupported(format!("{} key spec is {} which is not valid for this operation.", key.arn, key.record.spec)))
+    Err(ApiError::unsupported(format!(
+        "{} key spec is {} which is not valid for this operation.",
+        key.arn, key.record.spec
+    )))
 }
 
 fn made_here(key: &Key) -> Result<(), ApiError> {

@@ -62,9 +62,9 @@ impl Signing {
                 format!("Algorithm {name} is incompatible with key spec {}.", found.key.record.spec),
             ));
         };
-        let kind = kind
-            .parse()
-            .map_err(|_| ApiError::validation(format!("MessageType {kind} is not supported with algorithm {algorithm}.")))?;
+        let kind = kind.parse().map_err(|_| {
+            ApiError::validation(format!("MessageType {kind} is not supported with algorithm {algorithm}."))
+        })?;
         Ok(Self { found, algorithm, kind })
     }
 

@@ -199,7 +199,10 @@ fn read_signed_headers(text: &str) -> Result<Vec<String>, AuthError> {
     Ok(names)
 }
 
-fn read_query(text: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, AuthError> {
+/// A decoded name and value.
+type Parameter = (Vec<u8>, Vec<u8>);
+
+fn read_query(text: &str) -> Result<Vec<Parameter>, AuthError> {
     let pair = |part: &str| {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
         Some((percent_decoded(name)?, percent_decoded(value)?))

@@ -73,7 +73,9 @@ impl Store {
         let data_key = DataKey::open(&backup.header.data_key, passphrase, &backup.header.service_id)?;
         let keys = data_key.keys();
         if !kdf::mac_eq(&keys.backup_mac(&[signed]), backup.mac) {
-            return Err(StoreError::damaged("the backup is not authentic: it was altered, cut, or is not of this seal"));
+            return Err(StoreError::damaged(
+                "the backup is not authentic: it was altered, cut, or is not of this seal",
+            ));
         }
         // Every record is opened before anything is written.
         let mut put = Vec::with_capacity(backup.records.len());
@@ -159,4 +161,3 @@ fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     *rest = after;
     Some(part)
 }
-

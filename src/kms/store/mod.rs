@@ -121,8 +121,13 @@ impl Store {
             .map_err(|e| StoreError::io(&path, e))?;
         let backend = FileBackend::new(file)?;
         let database = redb::Builder::new().set_cache_size(CACHE).create_with_backend(backend)?;
-        let store =
-            Self { path, database: Mutex::new(Some(database)), keys: data_key.keys(), data_key, header: Mutex::new(header.clone()) };
+        let store = Self {
+            path,
+            database: Mutex::new(Some(database)),
+            keys: data_key.keys(),
+            data_key,
+            header: Mutex::new(header.clone()),
+        };
         store.commit(Change { header: Some(header), ..Change::default() })?;
         // The file's name has to survive a power cut as well.
         let at = fs::File::open(directory).map_err(|e| StoreError::io(directory, e))?;
@@ -136,8 +141,13 @@ impl Store {
         let database = Self::open_database(&path)?;
         let header = read_header(&database)?;
         let data_key = DataKey::open(&header.data_key, passphrase, &header.service_id)?;
-        let store =
-            Self { path, database: Mutex::new(Some(database)), keys: data_key.keys(), data_key, header: Mutex::new(header) };
+        let store = Self {
+            path,
+            database: Mutex::new(Some(database)),
+            keys: data_key.keys(),
+            data_key,
+            header: Mutex::new(header),
+        };
         let contents = store.contents()?;
         Ok((store, contents))
     }
@@ -145,7 +155,11 @@ impl Store {
     fn open_database(path: &Path) -> Result<Database, StoreError> {
         let mode = fs::metadata(path).map_err(|e| StoreError::io(path, e))?.permissions().mode();
         if mode & 0o077 != 0 {
-            return Err(StoreError::damaged(format!("{}: others may read it (mode {:o}); chmod 600", path.display(), mode & 0o777)));
+            return Err(StoreError::damaged(format!(
+                "{}: others may read it (mode {:o}); chmod 600",
+                path.display(),
+                mode & 0o777
+            )));
         }
         Ok(redb::Builder::new().set_cache_size(CACHE).open(path)?)
     }
@@ -256,11 +270,12 @@ fn closed() -> StoreError {
 
 /// The record in its place, or an error where it is not authentic or lies elsewhere.
 fn open_record(keys: &StoreKeys, place: &[u8], sealed: &[u8]) -> Result<Record, StoreError> {
-    let text = keys
-        .open_record(place, sealed)
-        .map_err(|_| StoreError::damaged("a record of the store is not authentic: it was altered, or is another store's"))?;
-    let record: Record = serde_json::from_slice(&text)
-        .map_err(|_| StoreError::damaged("a record of the store cannot be read: a newer version may have written it"))?;
+    let text = keys.open_record(place, sealed).map_err(|_| {
+        StoreError::damaged("a record of the store is not authentic: it was altered, or is another store's")
+    })?;
+    let record: Record = serde_json::from_slice(&text).map_err(|_| {
+        StoreError::damaged("a record of the store cannot be read: a newer version may have written it")
+    })?;
     if keys.place(&record.name())[..] != *place {
         return Err(StoreError::damaged("a record of the store lies in another's place"));
     }
@@ -278,7 +293,10 @@ fn parse_header(text: &[u8]) -> Result<Header, StoreError> {
     let header: Header =
         serde_json::from_slice(text).map_err(|_| StoreError::damaged("the store's header cannot be read"))?;
     if header.format != FORMAT {
-        return Err(StoreError::damaged(format!("the store has format {}, this program knows {FORMAT}", header.format)));
+        return Err(StoreError::damaged(format!(
+            "the store has format {}, this program knows {FORMAT}",
+            header.format
+        )));
     }
     Ok(header)
 }

@@ -43,7 +43,9 @@ fn nothing_secret_lies_in_the_open() {
     let key = world.key();
     world.root("UpdateKeyDescription", json!({"KeyId": key, "Description": "unmistakable words"})).unwrap();
     let data_key = world.root("GenerateDataKey", json!({"KeyId": key, "KeySpec": "AES_256"})).unwrap();
-    world.root("Encrypt", json!({"KeyId": key, "Plaintext": BASE64.encode(b"a plaintext that is long enough")})).unwrap();
+    world
+        .root("Encrypt", json!({"KeyId": key, "Plaintext": BASE64.encode(b"a plaintext that is long enough")}))
+        .unwrap();
     let file = world.root.path().join("backup");
     world.service().administer(Request::Backup { file: file.clone() }, 0).unwrap();
     world.service().settle();
@@ -53,7 +55,9 @@ fn nothing_secret_lies_in_the_open() {
     let material = world.service().view().keys[&key].current().unwrap().1.to_bytes().unwrap();
     let secret = user["SecretAccessKey"].as_str().unwrap();
     let plaintext = BASE64.decode(data_key["Plaintext"].as_str().unwrap().as_bytes()).unwrap();
-    for hidden in [&material[..], secret.as_bytes(), &plaintext, b"a plaintext that is long enough", b"unmistakable words"] {
+    for hidden in
+        [&material[..], secret.as_bytes(), &plaintext, b"a plaintext that is long enough", b"unmistakable words"]
+    {
         let trail_may = hidden == b"unmistakable words";
         assert!(trail_may || !shows(hidden) && !shows(BASE64.encode(hidden).as_bytes()));
     }
@@ -139,7 +143,9 @@ fn uses_are_remembered() {
     let mut world = World::new();
     let key = world.key();
     world.encrypt(&key);
-    let last = |world: &World| world.root("GetKeyLastUsage", json!({"KeyId": key})).unwrap()["KeyLastUsage"]["Operation"].clone();
+    let last = |world: &World| {
+        world.root("GetKeyLastUsage", json!({"KeyId": key})).unwrap()["KeyLastUsage"]["Operation"].clone()
+    };
     assert_eq!(last(&world), "Encrypt");
     world.service().remember_uses();
     world.restart();

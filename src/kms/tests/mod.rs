@@ -1,6 +1,7 @@
 //! The service without its server: operations, states, restarts, trail, backup; by a clock that moves.
 
 mod at_rest;
+mod server;
 mod states;
 mod trail;
 mod who;

@@ -19,7 +19,10 @@ fn every_state_is_enforced_in_every_operation() {
             code(world.root("ReEncrypt", json!({"CiphertextBlob": blob, "DestinationKeyId": key}))),
             code(world.root("RotateKeyOnDemand", json!({"KeyId": key}))),
             code(world.root("EnableKeyRotation", json!({"KeyId": key}))),
-            code(world.root("CreateGrant", json!({"KeyId": key, "GranteePrincipal": "arn:aws:iam::123456789012:root", "Operations": ["Decrypt"]}))),
+            code(world.root(
+                "CreateGrant",
+                json!({"KeyId": key, "GranteePrincipal": "arn:aws:iam::123456789012:root", "Operations": ["Decrypt"]}),
+            )),
         ]
     };
     assert_eq!(use_it(), ["success"; 9]);
@@ -100,7 +103,9 @@ fn ciphertexts_open_after_rotations() {
     let rotations = world.root("ListKeyRotations", json!({"KeyId": key})).unwrap();
     let kinds: Vec<&Value> = rotations["Rotations"].as_array().unwrap().iter().map(|r| &r["RotationType"]).collect();
     assert_eq!(kinds, ["AUTOMATIC", "ON_DEMAND"]);
-    let all = world.root("ListKeyRotations", json!({"KeyId": key, "IncludeKeyMaterial": "ALL_KEY_MATERIAL", "Limit": 2})).unwrap();
+    let all = world
+        .root("ListKeyRotations", json!({"KeyId": key, "IncludeKeyMaterial": "ALL_KEY_MATERIAL", "Limit": 2}))
+        .unwrap();
     assert_eq!((all["Rotations"].as_array().unwrap().len(), &all["Truncated"]), (2, &json!(true)));
     let status = world.root("GetKeyRotationStatus", json!({"KeyId": key})).unwrap();
     assert_eq!((&status["KeyRotationEnabled"], &status["RotationPeriodInDays"]), (&json!(true), &json!(90)));
@@ -154,7 +159,10 @@ fn imported_material_expires_and_comes_back() {
     assert!(error.code == "KMSInvalidStateException" && error.message.unwrap().ends_with(" is pending import."));
     let importing = Importing::new(&world, &key);
     let end = (world.service().now() + DAY / 2) / 1000;
-    assert_eq!(code(importing.import(&[7; 32], json!({"ExpirationModel": "KEY_MATERIAL_EXPIRES"}))), "ValidationException");
+    assert_eq!(
+        code(importing.import(&[7; 32], json!({"ExpirationModel": "KEY_MATERIAL_EXPIRES"}))),
+        "ValidationException"
+    );
     assert_eq!(code(importing.import(&[7; 31], json!({}))), "IncorrectKeyMaterialException");
     assert_eq!(code(importing.import(&[7; 32], json!({"ImportToken": "AAAA"}))), "InvalidImportTokenException");
     importing.import(&[7; 32], json!({"ExpirationModel": "KEY_MATERIAL_EXPIRES", "ValidTo": end})).unwrap();
@@ -178,7 +186,10 @@ fn imported_material_expires_and_comes_back() {
     assert_eq!(world.state(&key), "PendingImport");
     assert_eq!(code(world.decrypt(&blob)), "KMSInvalidStateException");
     let generated = world.key();
-    assert_eq!(code(world.root("DeleteImportedKeyMaterial", json!({"KeyId": generated}))), "UnsupportedOperationException");
+    assert_eq!(
+        code(world.root("DeleteImportedKeyMaterial", json!({"KeyId": generated}))),
+        "UnsupportedOperationException"
+    );
 }
 
 #[test]
@@ -211,7 +222,10 @@ fn dry_runs_end_after_every_check() {
         ("Decrypt", json!({"CiphertextBlob": blob, "DryRun": true})),
         ("Decrypt", json!({"KeyId": key, "DryRun": true, "DryRunModifiers": ["IGNORE_CIPHERTEXT"]})),
         ("GenerateDataKey", json!({"KeyId": key, "KeySpec": "AES_256", "DryRun": true})),
-        ("CreateGrant", json!({"KeyId": key, "GranteePrincipal": "arn:aws:iam::123456789012:root", "Operations": ["Decrypt"], "DryRun": true})),
+        (
+            "CreateGrant",
+            json!({"KeyId": key, "GranteePrincipal": "arn:aws:iam::123456789012:root", "Operations": ["Decrypt"], "DryRun": true}),
+        ),
     ] {
         assert_eq!(code(world.root(operation, input)), "DryRunOperationException", "{operation}");
     }
@@ -223,7 +237,8 @@ fn dry_runs_end_after_every_check() {
 #[test]
 fn key_pairs_and_macs() {
     let world = World::new();
-    let make = |spec: &str, usage: &str| id_of(&world.root("CreateKey", json!({"KeySpec": spec, "KeyUsage": usage})).unwrap());
+    let make =
+        |spec: &str, usage: &str| id_of(&world.root("CreateKey", json!({"KeySpec": spec, "KeyUsage": usage})).unwrap());
     let signer = make("ECC_NIST_P256", "SIGN_VERIFY");
     let signed = world
         .root("Sign", json!({"KeyId": signer, "Message": "aGVsbG8=", "SigningAlgorithm": "ECDSA_SHA_256"}))
@@ -233,7 +248,8 @@ fn key_pairs_and_macs() {
         code(world.root("Verify", input))
     };
     assert_eq!((verify("aGVsbG8="), verify("aGVsbG9v")), ("success", "KMSInvalidSignatureException"));
-    let short = json!({"KeyId": signer, "Message": "aGVsbG8=", "MessageType": "DIGEST", "SigningAlgorithm": "ECDSA_SHA_256"});
+    let short =
+        json!({"KeyId": signer, "Message": "aGVsbG8=", "MessageType": "DIGEST", "SigningAlgorithm": "ECDSA_SHA_256"});
     assert_eq!(
         world.root("Sign", short).unwrap_err().message.unwrap(),
         "Digest is invalid length for algorithm ECDSA_SHA_256."
@@ -244,13 +260,18 @@ fn key_pairs_and_macs() {
     assert_eq!(code(world.root("GetPublicKey", json!({"KeyId": signer}))), "success");
     assert_eq!(code(world.root("GetPublicKey", json!({"KeyId": world.key()}))), "UnsupportedOperationException");
     let mac = make("HMAC_256", "GENERATE_VERIFY_MAC");
-    let made = world.root("GenerateMac", json!({"KeyId": mac, "Message": "aGVsbG8=", "MacAlgorithm": "HMAC_SHA_256"})).unwrap();
+    let made = world
+        .root("GenerateMac", json!({"KeyId": mac, "Message": "aGVsbG8=", "MacAlgorithm": "HMAC_SHA_256"}))
+        .unwrap();
     let check = |message: &str| {
         let input = json!({"KeyId": mac, "Message": message, "Mac": made["Mac"], "MacAlgorithm": "HMAC_SHA_256"});
         code(world.root("VerifyMac", input))
     };
     assert_eq!((check("aGVsbG8="), check("aGVsbG9v")), ("success", "KMSInvalidMacException"));
     assert_eq!(code(world.root("CreateKey", json!({"KeySpec": "HMAC_256"}))), "ValidationException");
-    assert_eq!(code(world.root("CreateKey", json!({"KeySpec": "ML_DSA_44", "KeyUsage": "SIGN_VERIFY"}))), "UnsupportedOperationException");
+    assert_eq!(
+        code(world.root("CreateKey", json!({"KeySpec": "ML_DSA_44", "KeyUsage": "SIGN_VERIFY"}))),
+        "UnsupportedOperationException"
+    );
     assert_eq!(code(world.root("CreateKey", json!({"MultiRegion": true}))), "UnsupportedOperationException");
 }

@@ -11,7 +11,8 @@ fn verdict(world: &World) -> Vec<String> {
 }
 
 fn segment(world: &World) -> PathBuf {
-    let mut files: Vec<PathBuf> = fs::read_dir(world.data().join("trail")).unwrap().flatten().map(|e| e.path()).collect();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(world.data().join("trail")).unwrap().flatten().map(|e| e.path()).collect();
     files.sort();
     files.remove(0)
 }

@@ -95,9 +95,10 @@ fn nobody_locks_himself_out_by_accident() {
     let world = World::new();
     world.user("ann");
     let key = world.key();
-    let only_ann = json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "kms:*", "Resource": "*",
+    let only_ann =
+        json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "kms:*", "Resource": "*",
         "Principal": {"AWS": format!("arn:aws:iam::{ACCOUNT}:user/ann")}}]})
-    .to_string();
+        .to_string();
     let put = |bypass: bool| {
         let input = json!({"KeyId": key, "Policy": only_ann, "BypassPolicyLockoutSafetyCheck": bypass});
         code(world.root("PutKeyPolicy", input))
@@ -107,7 +108,10 @@ fn nobody_locks_himself_out_by_accident() {
     assert_eq!(code(world.root("DescribeKey", json!({"KeyId": key}))), "AccessDeniedException");
     assert_eq!(code(world.as_user("ann", "DescribeKey", json!({"KeyId": key}))), "success");
     let long = format!("{}{}", only_ann, " ".repeat(33_000));
-    assert_eq!(code(world.as_user("ann", "PutKeyPolicy", json!({"KeyId": key, "Policy": long}))), "LimitExceededException");
+    assert_eq!(
+        code(world.as_user("ann", "PutKeyPolicy", json!({"KeyId": key, "Policy": long}))),
+        "LimitExceededException"
+    );
 }
 
 #[test]
@@ -132,7 +136,13 @@ fn grants_from_their_making_to_their_end() {
     assert_eq!(encrypt(&world, json!({"Dept": "IT"}), json!(["nonsense"])), "InvalidGrantTokenException");
     let listed = world.root("ListGrants", json!({"KeyId": key, "GranteePrincipal": ann})).unwrap();
     assert_eq!(listed["Grants"][0]["Constraints"], json!({"EncryptionContextSubset": {"Dept": "IT"}}));
-    assert_eq!(world.root("ListRetirableGrants", json!({"RetiringPrincipal": ann})).unwrap()["Grants"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        world.root("ListRetirableGrants", json!({"RetiringPrincipal": ann})).unwrap()["Grants"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
     world.as_user("ann", "RetireGrant", json!({"GrantToken": made["GrantToken"]})).unwrap();
     assert_eq!(encrypt(&world, json!({"Dept": "IT"}), json!([])), "AccessDeniedException");
     assert_eq!(code(world.root("RevokeGrant", json!({"KeyId": key, "GrantId": made["GrantId"]}))), "NotFoundException");
@@ -145,7 +155,10 @@ fn the_managed_key_is_for_services_only() {
     let mut world = World::new();
     world.service_principal("mount");
     world.user("ann");
-    world.user_policy("ann", &json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "kms:*", "Resource": "*"}]}));
+    world.user_policy(
+        "ann",
+        &json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "kms:*", "Resource": "*"}]}),
+    );
     let key = operations::MANAGED_ALIAS;
     let generate = json!({"KeyId": key, "KeySpec": "AES_256"});
     assert_eq!(code(world.root("GenerateDataKey", generate.clone())), "NotFoundException");
@@ -161,14 +174,21 @@ fn the_managed_key_is_for_services_only() {
     let id = id_of(&described);
     for operation in ["DisableKey", "ScheduleKeyDeletion", "DisableKeyRotation", "RotateKeyOnDemand"] {
         for user in ["root", "mount", "ann"] {
-            assert_eq!(code(world.as_user(user, operation, json!({"KeyId": id}))), "AccessDeniedException", "{user} {operation}");
+            assert_eq!(
+                code(world.as_user(user, operation, json!({"KeyId": id}))),
+                "AccessDeniedException",
+                "{user} {operation}"
+            );
         }
     }
     let policy = crate::kms::policy::Document::default_for(ACCOUNT);
     let put = json!({"KeyId": id, "Policy": policy, "BypassPolicyLockoutSafetyCheck": true});
     assert_eq!(code(world.root("PutKeyPolicy", put)), "AccessDeniedException");
     assert_eq!(code(world.root("DeleteAlias", json!({"AliasName": key}))), "NotAuthorizedException");
-    assert_eq!(code(world.root("CreateAlias", json!({"AliasName": "alias/aws/x", "TargetKeyId": id}))), "NotAuthorizedException");
+    assert_eq!(
+        code(world.root("CreateAlias", json!({"AliasName": "alias/aws/x", "TargetKeyId": id}))),
+        "NotAuthorizedException"
+    );
     world.advance(366 * DAY);
     world.service().sweep();
     world.restart();
@@ -201,7 +221,10 @@ fn names_of_keys() {
     assert_eq!(code(describe("arn:aws:kms:us-east-1:999999999999:key/x")), "AccessDeniedException");
     assert_eq!(code(describe("arn:aws:s3:::x")), "InvalidArnException");
     assert_eq!(code(world.root("DisableKey", json!({"KeyId": "alias/a"}))), "NotFoundException");
-    assert_eq!(code(world.root("CreateAlias", json!({"AliasName": "alias/a", "TargetKeyId": key}))), "AlreadyExistsException");
+    assert_eq!(
+        code(world.root("CreateAlias", json!({"AliasName": "alias/a", "TargetKeyId": key}))),
+        "AlreadyExistsException"
+    );
     let other = world.key();
     let blob = world.encrypt(&key);
     assert_eq!(code(world.root("Decrypt", json!({"KeyId": other, "CiphertextBlob": blob}))), "IncorrectKeyException");

@@ -20,14 +20,10 @@ pub static POLICY: Pattern = Pattern {
         !text.is_empty() && text.chars().all(|c| matches!(c, '\t' | '\n' | '\r') || ('\u{20}'..='\u{ff}').contains(&c))
     },
 };
-pub static POLICY_NAME: Pattern = Pattern {
-    text: "[\\w]+",
-    matches: |text| all(text, |b| b.is_ascii_alphanumeric() || b == b'_'),
-};
-pub static MARKER: Pattern = Pattern {
-    text: "[\\u0020-\\u00FF]*",
-    matches: |text| text.chars().all(|c| ('\u{20}'..='\u{ff}').contains(&c)),
-};
+pub static POLICY_NAME: Pattern =
+    Pattern { text: "[\\w]+", matches: |text| all(text, |b| b.is_ascii_alphanumeric() || b == b'_') };
+pub static MARKER: Pattern =
+    Pattern { text: "[\\u0020-\\u00FF]*", matches: |text| text.chars().all(|c| ('\u{20}'..='\u{ff}').contains(&c)) };
 pub static PRINCIPAL: Pattern = Pattern {
     text: "^[\\w+=,.@:/-]+$",
     matches: |text| all(text, |b| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b)),
@@ -35,13 +31,12 @@ pub static PRINCIPAL: Pattern = Pattern {
 pub static SERVICE_PRINCIPAL: Pattern = Pattern {
     text: "^([A-Za-z0-9\\-]+)\\.([A-Za-z0-9\\-]+)(\\.[A-Za-z0-9\\-]+)+$",
     matches: |text| {
-        text.split('.').count() >= 3 && text.split('.').all(|part| all(part, |b| b.is_ascii_alphanumeric() || b == b'-'))
+        text.split('.').count() >= 3
+            && text.split('.').all(|part| all(part, |b| b.is_ascii_alphanumeric() || b == b'-'))
     },
 };
-pub static MATERIAL_ID: Pattern = Pattern {
-    text: "^[a-f0-9]+$",
-    matches: |text| all(text, |b| matches!(b, b'a'..=b'f' | b'0'..=b'9')),
-};
+pub static MATERIAL_ID: Pattern =
+    Pattern { text: "^[a-f0-9]+$", matches: |text| all(text, |b| matches!(b, b'a'..=b'f' | b'0'..=b'9')) };
 pub static MATERIAL_DESCRIPTION: Pattern = Pattern {
     text: "^[a-zA-Z0-9:/_\\s.-]+$",
     matches: |text| {
@@ -91,7 +86,11 @@ mod tests {
             (&MATERIAL_ID, &["0af"], &["0AF", "g"]),
             (&MATERIAL_DESCRIPTION, &["first import, no".split(',').next().unwrap_or("")], &["a,b", ""]),
             (&REGION, &["us-east-1", "us-gov-west-1"], &["us-1", "US-east-1", "us-east-x", "local"]),
-            (&SOURCE_ARN, &["arn:aws:s3:us-east-1:123456789012:x", "arn:aws-cn:s3::123456789012:x"], &["arn:aws:s3:::x", "x"]),
+            (
+                &SOURCE_ARN,
+                &["arn:aws:s3:us-east-1:123456789012:x", "arn:aws-cn:s3::123456789012:x"],
+                &["arn:aws:s3:::x", "x"],
+            ),
         ] {
             for text in good {
                 assert!((pattern.matches)(text), "{} refuses {text:?}", pattern.text);

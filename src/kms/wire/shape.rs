@@ -6,16 +6,30 @@ use super::{ApiError, pattern::Pattern};
 
 /// What a member may be. Lengths of texts are in UTF-16 units as the service counts (its Java strings), of blobs in bytes after decoding.
 pub enum Kind {
-    Text { min: usize, max: usize, pattern: Option<&'static Pattern> },
+    Text {
+        min: usize,
+        max: usize,
+        pattern: Option<&'static Pattern>,
+    },
     Choice(&'static [&'static str]),
-    Blob { min: usize, max: usize },
-    Integer { min: i64, max: i64 },
+    Blob {
+        min: usize,
+        max: usize,
+    },
+    Integer {
+        min: i64,
+        max: i64,
+    },
     Flag,
     /// Seconds since the epoch, as a number.
     Time,
     /// Text to text, as an encryption context is.
     Pairs,
-    List { item: &'static Kind, min: usize, max: usize },
+    List {
+        item: &'static Kind,
+        min: usize,
+        max: usize,
+    },
     Structure(&'static [Member]),
 }
 
@@ -40,7 +54,12 @@ pub fn check(members: &[Member], input: &Map<String, Value>) -> Result<(), ApiEr
 /// More complaints than this help nobody and could make a large answer out of a small request.
 const BROKEN_MAX: usize = 20;
 
-fn structure(members: &[Member], input: &Map<String, Value>, at: &str, broken: &mut Vec<String>) -> Result<(), ApiError> {
+fn structure(
+    members: &[Member],
+    input: &Map<String, Value>,
+    at: &str,
+    broken: &mut Vec<String>,
+) -> Result<(), ApiError> {
     for member in members {
         match input.get(member.name) {
             None | Some(Value::Null) => {
@@ -234,7 +253,10 @@ mod tests {
              than or equal to 3"
         );
         assert!(text(json!({"KeyId": "a", "Spec": "C"})).ends_with("Member must satisfy enum value set: [A, B]"));
-        assert!(text(json!({"KeyId": "a", "Tags": [{"TagKey": "a"}, {"TagKey": "abc"}]})).contains("'tags.2.member.tagKey'"));
+        assert!(
+            text(json!({"KeyId": "a", "Tags": [{"TagKey": "a"}, {"TagKey": "abc"}]}))
+                .contains("'tags.2.member.tagKey'")
+        );
         assert!(text(json!({"KeyId": "ä"})).contains("regular expression pattern"));
     }
 
