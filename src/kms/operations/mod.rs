@@ -66,7 +66,8 @@ pub struct Origin {
     /// `None` for the service's own socket.
     pub address: Option<IpAddr>,
     pub user_agent: String,
-    pub tls: bool,
+    /// Its version, where the request came over TLS.
+    pub tls: Option<&'static str>,
     pub request_id: String,
 }
 
