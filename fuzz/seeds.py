@@ -180,3 +180,70 @@ part = lambda b: struct.pack("<H", len(b)) + b
 seed = b"\1" + part(bytes(40)) + part(b"kek/1") + struct.pack("<H", 1) + part(b"a.example") + part(b"\1\2")
 put("k8s_blob", seed + bytes(60), b"\1" + part(b"c") + part(b"k") + b"\0\0" + bytes(60), bytes(60), seed)
 put("pkcs11_blob", b"\1" + bytes(60), b"\2" + bytes(60), halves("label\x1b[2J", "token;x"), b"\xff\xff")
+
+named = b"\1" + bytes(16 + 32)
+put("kms_ciphertext", b"\0" + halves("", named + bytes(16 + 12 + 8 + 16)), b"\0" + halves("c", named + bytes(43)), b"\0",
+    b"\0" + halves("", b"\2" + named[1:] + bytes(60)), b"\1" + halves("app=billing", "Lorem-ipsum-dolor-sit-amet."),
+    b"\3" + halves("", ""), b"\1" + halves("\xc3=\0", bytes(4097)))
+
+
+def der(tag, *parts):
+    body = b"".join(parts)
+    size = bytes([len(body)]) if len(body) < 128 else b"\x81" + bytes([len(body)])
+    return bytes([tag]) + size + body
+
+
+# A private key of the number 1: the public one is the curve's generator.
+CURVES = {2: ("2a8648ce3d030107", 32), 3: ("2b81040022", 48), 4: ("2b81040023", 66), 5: ("2b8104000a", 32)}
+for spec, (oid, size) in CURVES.items():
+    algorithm = der(0x30, der(0x06, bytes.fromhex("2a8648ce3d0201")), der(0x06, bytes.fromhex(oid)))
+    private = der(0x30, b"\2\1\1", der(0x04, bytes(size - 1) + b"\1"))
+    pkcs8 = der(0x30, b"\2\1\0", algorithm, der(0x04, private))
+    put("kms_import", bytes([spec << 2]) + pkcs8, bytes([spec << 2]) + pkcs8 + b"\0", bytes([spec << 2 | 2]) + pkcs8)
+    point = der(0x03, b"\0\4" + bytes(2 * size))
+    put("kms_peer", bytes([spec]) + der(0x30, algorithm, point), bytes([spec]) + halves("m", der(0x30, b"\2\1\1\2\1\1")))
+generator = bytes.fromhex("6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+                          "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5")
+algorithm = der(0x30, der(0x06, bytes.fromhex("2a8648ce3d0201")), der(0x06, bytes.fromhex("2a8648ce3d030107")))
+put("kms_peer", b"\2" + der(0x30, algorithm, der(0x03, b"\0\4" + generator)), b"\2\4" + generator, b"\2\2" + generator[:32],
+    b"\0" + bytes(256), b"\1" + bytes(256), b"\1" + halves("m", bytes(256)), b"\6" + halves("m", bytes(28)))
+put("kms_import", b"\0" + bytes(32), b"\0" + bytes(31), bytes([6 << 2]) + bytes(28), bytes([8 << 2]) + bytes(64),
+    bytes([1 << 2 | 1]) + b"\x20\0\1", bytes([1 << 2 | 1]) + b"\0", bytes([2 << 2 | 1]) + b"\x30\0\x80", b"\2" + bytes(32),
+    b"\3" + bytes(256), b"\3" + bytes(296), b"\2")
+statement = {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::123456789012:user/ABC"}, "Action": "kms:*", "Resource": "*"}
+
+
+def policy(*statements, version="2012-10-17"):
+    return ok({"Version": version, "Id": "i", "Statement": list(statements)})
+
+
+def conditions(**operators):
+    return {**statement, "Principal": "*", "Condition": {name.replace("_", ":"): value for name, value in operators.items()}}
+
+
+for text, value in (
+    (policy(statement), "x"), (policy({**statement, "Principal": {"AWS": "123456789012", "Service": ["mount", "a.b"]}}), ""),
+    (policy({**statement, "Effect": "Deny", "Principal": None}).replace('"Principal": null', '"NotPrincipal": {"AWS": ["123456789012"]}'), "x"),
+    (policy({"Effect": "Allow", "Sid": "a", "NotAction": ["kms:De*", "s3:?et"], "NotResource": "arn:aws:kms:*:*:key/${aws:username}"}), "*"),
+    (policy({"Effect": "Allow", "Action": "kms:*", "Resource": "arn:aws:kms:us-????-1:123456789012:key/*", "Condition": {}}, version="2008-10-17"), "a"),
+    (policy(conditions(StringLike={"aws:username": ["a*", "${aws:SourceArn, 'x'}", "${*}"]}, Null={"aws:SourceVpc": True})), "abc"),
+    (policy(conditions(ForAllValues_StringEqualsIgnoreCase={"kms:ResourceAliases": ["a", "b"]})), "a,B"),
+    (policy(conditions(ForAnyValue_StringNotEqualsIfExists={"kms:EncryptionContext:x": 1}, Bool={"aws:SecureTransport": "true"})), "x"),
+    (policy(conditions(NumericLessThanEquals={"kms:RotationPeriodInDays": "1e3"}, DateGreaterThan={"aws:CurrentTime": "2020-02-29T00:00:00.5+01:00"})), "12"),
+    (policy(conditions(IpAddress={"aws:SourceIp": ["10.0.0.0/8", "2001:db8::/32"]}, NotIpAddress={"aws:SourceIp": "0.0.0.0/0"})), "10.1.2.3"),
+    (policy(conditions(ArnLike={"aws:SourceArn": "arn:aws:iam::*:user/?"}, BinaryEquals={"kms:Typo": "YWJj"})), "arn:aws:iam::1:user/a"),
+    ("[" * 300, ""), ('{"Statement":{"Effect":"Deny","Effect":"Allow"}}', ""), (policy(conditions(StringLike={"aws:username": "*a" * 40})), "a" * 300),
+):
+    put("kms_policy", halves(text, value))
+scope = "AKIDEXAMPLE/20150830/us-east-1/kms/aws4_request"
+authorization = f"authorization: AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host;x-amz-date;x-amz-target, Signature=@"
+signed = "\n".join(["/", "host: a", "x-amz-date: 20150830T123600Z", "x-amz-target: TrentService.Encrypt", authorization])
+query = "&".join(["/?X-Amz-Algorithm=AWS4-HMAC-SHA256", f"X-Amz-Credential={scope.replace('/', '%2F')}", "X-Amz-Date=20150830T123600Z",
+                  "X-Amz-Expires=60", "X-Amz-SignedHeaders=host", "a=b%20c", "X-Amz-Signature=@"])
+for how in b"\0\1":
+    for head in (signed, query + "\nhost: a", signed.replace("us-east-1", "eu-west-1"), signed.replace("/", "/?a=%zz", 1), "/\nhost: a", "",
+                 signed.replace("x-amz-date: 20150830", "x-amz-date: 20150831"), signed + "\nx-amz-security-token: t",
+                 signed.replace("Signature=", "Signature=" + "0" * 64 + ", X="), signed.replace("HMAC", "ECDSA"),
+                 signed.replace("host;", "host;x-amz-content-sha256;") + "\nx-amz-content-sha256: UNSIGNED-PAYLOAD"):
+        put("kms_signature", bytes([how]) + halves(head, "{}"))
+put("kms_token", b"\0" + bytes(16) + b"1234abcd-12ab-34cd-56ef-1234567890ab/" + b"0" * 64 + bytes(32), b"\1AAAA", b"\0", b"\1")

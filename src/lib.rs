@@ -14,6 +14,8 @@ pub mod fuse;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod keys;
+#[cfg(feature = "kms")]
+pub mod kms;
 pub mod mount;
 pub mod store;
 pub mod sync;

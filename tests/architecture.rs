@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms from the ground up; a room imports rooms of lower rank only. `config` serves `mount` and `cli`.
-const RANKS: [(&str, u32); 14] = [
+const RANKS: [(&str, u32); 15] = [
     ("sys", 0),
     ("sync", 0),
     ("crypto", 1),
@@ -13,6 +13,7 @@ const RANKS: [(&str, u32); 14] = [
     ("format", 2),
     ("keys", 3),
     ("file", 4),
+    ("kms", 4),
     ("fs", 5),
     ("fuse", 6),
     ("check", 6),

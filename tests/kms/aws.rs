@@ -2,22 +2,33 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
 use crate::common::{Mount, Volume, text};
 use crate::fault::{Behaviour, FaultServer};
+use crate::own::Own;
 use crate::servers::{Server, find, free_port, http, require};
+use crate::sigv4::Credentials;
 
 /// Credentials that such servers take.
 pub const CREDENTIALS: [(&str, &str); 2] =
     [("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"), ("AWS_SECRET_ACCESS_KEY", "not-a-real-secret-access-key")];
 
 pub struct Kms {
-    _server: Server,
+    server: Kind,
     pub front: FaultServer,
     port: u16,
 }
+
+enum Kind {
+    Other(#[allow(dead_code, reason = "ends with the test")] Server),
+    Own(Box<Own>),
+}
+
+/// Services of this package that run here: the profile and the access key of each, since they do look at signatures.
+static PROFILES: Mutex<Vec<(String, Credentials)>> = Mutex::new(Vec::new());
 
 impl Kms {
     /// Encryption contexts and blobs are checked there; key states are not.
@@ -38,11 +49,26 @@ impl Kms {
     fn start(command: &mut Command, port: u16) -> Self {
         let log = tempfile::NamedTempFile::new().unwrap();
         let server = Server::start(command, port, log.path());
-        Self { _server: server, front: FaultServer::start(Behaviour::Forward(port)), port }
+        Self { server: Kind::Other(server), front: FaultServer::start(Behaviour::Forward(port)), port }
+    }
+
+    /// `envelopefs kms serve`: everything is checked and enforced there.
+    pub fn own() -> Self {
+        let own = Own::start();
+        let port = own.port;
+        PROFILES.lock().unwrap().push((format!("own-{port}"), own.root.clone()));
+        Self { server: Kind::Own(Box::new(own)), front: FaultServer::start(Behaviour::Forward(port)), port }
+    }
+    /// Another server, where it is installed, and then this package's own.
+    pub fn and_own(other: fn() -> Option<Self>) -> Vec<Self> {
+        other().into_iter().chain(cfg!(feature = "kms").then(Self::own)).collect()
     }
 
     /// One call past the front, as an administrator.
     pub fn call(&self, operation: &str, body: &Value) -> Value {
+        if let Kind::Own(own) = &self.server {
+            return own.admin(operation, body);
+        }
         let headers = format!(
             "X-Amz-Target: TrentService.{operation}\r\nContent-Type: application/x-amz-json-1.1\r\n\
              Authorization: AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20260101/us-east-1/kms/aws4_request, \
@@ -64,7 +90,11 @@ impl Kms {
 
     /// The URI of a key behind the front.
     pub fn uri(&self, key: &str) -> String {
-        format!("awskms:///{key}?region=us-east-1&endpoint=http://127.0.0.1:{}", self.front.port)
+        let profile = match &self.server {
+            Kind::Own(_) => format!("&profile=own-{}", self.port),
+            Kind::Other(_) => String::new(),
+        };
+        format!("awskms:///{key}?region=us-east-1&endpoint=http://127.0.0.1:{}{profile}", self.front.port)
     }
     pub fn works(&self) {
         self.front.set(Behaviour::Forward(self.port));
@@ -77,6 +107,13 @@ impl Kms {
 /// A volume under these CMKs.
 pub fn volume(cmks: &[&str], options: &[&str]) -> Volume {
     let volume = Volume::unmade(None);
+    let profiles: String = PROFILES
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(name, who)| format!("[{name}]\naws_access_key_id={}\naws_secret_access_key={}\n", who.id, who.secret))
+        .collect();
+    std::fs::write(credentials_file(&volume), profiles).unwrap();
     let mut arguments = vec!["init"];
     cmks.iter().for_each(|cmk| arguments.extend(["--cmk", *cmk]));
     arguments.extend(options);
@@ -89,7 +126,11 @@ pub fn volume(cmks: &[&str], options: &[&str]) -> Volume {
 pub fn command(volume: &Volume, arguments: &[&str]) -> Command {
     let mut command = volume.command(arguments);
     command.envs(CREDENTIALS).env("AWS_EC2_METADATA_DISABLED", "true").env("ENVELOPEFS_RUNTIME_DIR", runtime(volume));
+    command.env("AWS_SHARED_CREDENTIALS_FILE", credentials_file(volume));
     command
+}
+pub fn credentials_file(volume: &Volume) -> PathBuf {
+    volume.scratch().join("aws-credentials")
 }
 fn runtime(volume: &Volume) -> PathBuf {
     volume.scratch().join("run")

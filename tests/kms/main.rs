@@ -9,8 +9,14 @@ mod common;
 #[path = "../providers/fault.rs"]
 mod fault;
 #[allow(dead_code)]
+#[path = "../providers/own.rs"]
+mod own;
+#[allow(dead_code)]
 #[path = "../providers/servers.rs"]
 mod servers;
+#[allow(dead_code)]
+#[path = "../providers/sigv4.rs"]
+mod sigv4;
 
 mod aws;
 mod budgets;

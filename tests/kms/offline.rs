@@ -20,42 +20,43 @@ fn run(volume: &Volume, command_and_options: &[&str], paths: &[&Path]) -> Output
 #[test]
 fn cat_and_export_fetch_the_keys_that_they_need() {
     needs!(have_mount);
-    let Some(kms) = Kms::moto() else { return };
-    for mode in ["branch", "per-file"] {
-        let uri = kms.uri(&kms.key());
-        let volume = volume(&[&uri], &["--key-mode", mode]);
-        let mounted = mount(&volume, "commit=5");
-        fs::create_dir(mounted.join("d")).unwrap();
-        for file in ["one", "d/two"] {
-            fs::write(mounted.join(file), CONTENT).unwrap();
-            let value = b"value";
-            rustix::fs::setxattr(mounted.join(file), "user.a", value, rustix::fs::XattrFlags::empty()).unwrap();
-        }
-        mounted.unmount();
+    for kms in Kms::and_own(Kms::moto) {
+        for mode in ["branch", "per-file"] {
+            let uri = kms.uri(&kms.key());
+            let volume = volume(&[&uri], &["--key-mode", mode]);
+            let mounted = mount(&volume, "commit=5");
+            fs::create_dir(mounted.join("d")).unwrap();
+            for file in ["one", "d/two"] {
+                fs::write(mounted.join(file), CONTENT).unwrap();
+                let value = b"value";
+                rustix::fs::setxattr(mounted.join(file), "user.a", value, rustix::fs::XattrFlags::empty()).unwrap();
+            }
+            mounted.unmount();
 
-        let cat = run(&volume, &["cat"], &[&volume.cipher, Path::new("d/two")]);
-        assert_eq!(cat.stdout, CONTENT, "{mode}");
-        let export = volume.scratch().join("export");
-        run(&volume, &["export"], &[&volume.cipher, &export]);
-        for file in ["one", "d/two"] {
-            assert_eq!(fs::read(export.join(file)).unwrap(), CONTENT, "{mode}");
-        }
+            let cat = run(&volume, &["cat"], &[&volume.cipher, Path::new("d/two")]);
+            assert_eq!(cat.stdout, CONTENT, "{mode}");
+            let export = volume.scratch().join("export");
+            run(&volume, &["export"], &[&volume.cipher, &export]);
+            for file in ["one", "d/two"] {
+                assert_eq!(fs::read(export.join(file)).unwrap(), CONTENT, "{mode}");
+            }
 
-        // Names are lost with the volume file, content is not.
-        fs::remove_file(volume.cipher.join("envelopefs.toml")).unwrap();
-        let raw = volume.scratch().join("raw");
-        run(&volume, &["export", "--cmk", &uri], &[&volume.cipher, &raw]);
-        let (mut found, mut dirs) = (Vec::new(), vec![raw]);
-        while let Some(dir) = dirs.pop() {
-            for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-                match entry.file_type().unwrap() {
-                    kind if kind.is_dir() => dirs.push(entry.path()),
-                    kind if kind.is_file() => found.push(entry.path()),
-                    _ => {}
+            // Names are lost with the volume file, content is not.
+            fs::remove_file(volume.cipher.join("envelopefs.toml")).unwrap();
+            let raw = volume.scratch().join("raw");
+            run(&volume, &["export", "--cmk", &uri], &[&volume.cipher, &raw]);
+            let (mut found, mut dirs) = (Vec::new(), vec![raw]);
+            while let Some(dir) = dirs.pop() {
+                for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+                    match entry.file_type().unwrap() {
+                        kind if kind.is_dir() => dirs.push(entry.path()),
+                        kind if kind.is_file() => found.push(entry.path()),
+                        _ => {}
+                    }
                 }
             }
+            let contents: Vec<_> = found.iter().map(|path| fs::read(path).unwrap()).collect();
+            assert_eq!(contents, [CONTENT, CONTENT], "{mode}: {found:?}");
         }
-        let contents: Vec<_> = found.iter().map(|path| fs::read(path).unwrap()).collect();
-        assert_eq!(contents, [CONTENT, CONTENT], "{mode}: {found:?}");
     }
 }

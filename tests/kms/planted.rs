@@ -14,7 +14,7 @@ use envelopefs::keys::passphrase::PassphraseSource;
 use envelopefs::keys::providers::{Opening, open_cmk};
 use envelopefs::keys::uri::CmkUri;
 
-use crate::aws::{CREDENTIALS, Kms, mount, volume};
+use crate::aws::{CREDENTIALS, Kms, credentials_file, mount, volume};
 use crate::common::{assert_errno, walk};
 use crate::needs;
 use crate::servers::in_own_process;
@@ -66,38 +66,41 @@ fn a_file_planted_under_a_public_key_cmk_is_refused_by_its_origin() {
         );
     }
     needs!(have_mount);
-    let Some(kms) = Kms::ministack() else { return };
-    let key = kms.key_of("RSA_2048");
-    let uri = format!("{}&algorithm=rsa", kms.uri(&key));
-    let volume = volume(&[&uri], &[]);
-    let mounted = mount(&volume, "commit=5");
-    fs::write(mounted.join("good"), "good").unwrap();
-    fs::write(mounted.join("victim"), "the truth").unwrap();
-    let ino = std::os::unix::fs::MetadataExt::ino(&fs::metadata(mounted.join("victim")).unwrap());
-    mounted.unmount();
-    let victim = volume.backing_of(ino);
-    assert!(walk(&volume.cipher).contains(&victim));
+    for kms in Kms::and_own(Kms::ministack) {
+        let key = kms.key_of("RSA_2048");
+        let uri = format!("{}&algorithm=rsa", kms.uri(&key));
+        let volume = volume(&[&uri], &[]);
+        let mounted = mount(&volume, "commit=5");
+        fs::write(mounted.join("good"), "good").unwrap();
+        fs::write(mounted.join("victim"), "the truth").unwrap();
+        let ino = std::os::unix::fs::MetadataExt::ino(&fs::metadata(mounted.join("victim")).unwrap());
+        mounted.unmount();
+        let victim = volume.backing_of(ino);
+        assert!(walk(&volume.cipher).contains(&victim));
 
-    let environment = || {
-        let mut all: Vec<(String, String)> = CREDENTIALS.map(|(name, value)| (name.into(), value.into())).to_vec();
-        all.push(("AWS_EC2_METADATA_DISABLED".into(), "true".into()));
-        all.push((URI.into(), uri.clone()));
-        all.push((CIPHER.into(), volume.cipher.display().to_string()));
-        all.push((FILE.into(), victim.display().to_string()));
-        Some(((), all))
-    };
-    let name = "planted::a_file_planted_under_a_public_key_cmk_is_refused_by_its_origin";
-    in_own_process(name, environment, || unreachable!("the other process plants"));
+        let environment = || {
+            let mut all: Vec<(String, String)> = CREDENTIALS.map(|(name, value)| (name.into(), value.into())).to_vec();
+            all.push(("AWS_EC2_METADATA_DISABLED".into(), "true".into()));
+            let profiles = credentials_file(&volume).display().to_string();
+            all.push(("AWS_SHARED_CREDENTIALS_FILE".into(), profiles));
+            all.push((URI.into(), uri.clone()));
+            all.push((CIPHER.into(), volume.cipher.display().to_string()));
+            all.push((FILE.into(), victim.display().to_string()));
+            Some(((), all))
+        };
+        let name = "planted::a_file_planted_under_a_public_key_cmk_is_refused_by_its_origin";
+        in_own_process(name, environment, || unreachable!("the other process plants"));
 
-    let mounted = mount(&volume, "commit=5");
-    assert_errno(fs::read(mounted.join("victim")), libc::EIO);
-    let log = mounted.log();
-    assert!(log.contains("origin"), "{log}");
-    assert_eq!(fs::read_to_string(mounted.join("good")).unwrap(), "good");
-    // It can be emptied and removed like any broken file.
-    fs::write(mounted.join("victim"), "again").unwrap();
-    assert_eq!(fs::read_to_string(mounted.join("victim")).unwrap(), "again");
-    mounted.unmount();
+        let mounted = mount(&volume, "commit=5");
+        assert_errno(fs::read(mounted.join("victim")), libc::EIO);
+        let log = mounted.log();
+        assert!(log.contains("origin"), "{log}");
+        assert_eq!(fs::read_to_string(mounted.join("good")).unwrap(), "good");
+        // It can be emptied and removed like any broken file.
+        fs::write(mounted.join("victim"), "again").unwrap();
+        assert_eq!(fs::read_to_string(mounted.join("victim")).unwrap(), "again");
+        mounted.unmount();
+    }
 }
 
 type Prepared = Option<((), Vec<(String, String)>)>;

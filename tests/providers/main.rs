@@ -3,7 +3,11 @@
 
 mod contract;
 mod fault;
+// Shared with other test binaries; each needs its part.
+#[allow(dead_code)]
+mod own;
 mod servers;
+mod sigv4;
 
 #[cfg(feature = "aws")]
 mod aws;

@@ -42,12 +42,17 @@ pub struct Server {
 impl Server {
     /// Starts `command`, whose output goes to `log`, and waits until `port` takes connections.
     pub fn start(command: &mut Command, port: u16, log: &Path) -> Self {
+        Self::start_until(command, port, log, || TcpStream::connect(("127.0.0.1", port)).is_ok())
+    }
+
+    /// Starts `command`, whose output goes to `log`, and waits until `is_up`.
+    pub fn start_until(command: &mut Command, port: u16, log: &Path, is_up: impl Fn() -> bool) -> Self {
         let out = std::fs::File::create(log).unwrap();
         let err = out.try_clone().unwrap();
         let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().unwrap();
         let mut server = Self { child, port };
         let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        while !is_up() {
             if let Some(status) = server.child.try_wait().unwrap() {
                 panic!("{command:?} ended: {status}\n{}", std::fs::read_to_string(log).unwrap_or_default());
             }

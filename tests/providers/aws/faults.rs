@@ -263,26 +263,74 @@ fn a_private_ca_and_a_proxy_are_honoured() {
             );
             Some(((plain, tls, proxy, dir), environment))
         },
-        || {
-            let tls: u16 = var("TLS_PORT").parse().unwrap();
-            // Each moto has keys of its own; this one is created through the provider's own way there.
-            let named = |uri: &str| {
-                // moto creates what AWS has from the start: the alias of its own services' key.
-                let cmk = open(uri);
-                let (secret, blob) = cmk.generate(&branch(1)).unwrap();
-                assert_eq!(cmk.unwrap(&blob, &branch(1)).unwrap().expose(), secret.expose());
-            };
-            named(&format!("awskms://127.0.0.1:{tls}/alias/aws/ebs"));
-            // No resolver knows this name; the proxy takes it.
-            named("awskms://kms.test/alias/aws/ebs");
-            let plain: u16 = var("PORT").parse().unwrap();
-            named(&at(plain, "alias/aws/ebs"));
-            // The certificate is not of this name.
-            let text = reason(try_open("awskms://other.test/alias/aws/ebs"));
-            assert!(text.contains("cannot be reached") && text.contains("certificate"), "{text}");
-            assert!(!text.contains("hunter2"));
-        },
+        a_private_ca_and_a_proxy,
     );
+}
+
+/// What AWS has from the start, and moto, too: the alias of its own services' key.
+const EBS: &str = "alias/aws/ebs";
+const OWN_EBS: &str = "alias/ebs";
+
+fn a_private_ca_and_a_proxy() {
+    let alias = if own_root().is_some() { OWN_EBS } else { EBS };
+    let tls: u16 = var("TLS_PORT").parse().unwrap();
+    let named = |uri: &str| {
+        let cmk = open(uri);
+        let (secret, blob) = cmk.generate(&branch(1)).unwrap();
+        assert_eq!(cmk.unwrap(&blob, &branch(1)).unwrap().expose(), secret.expose());
+    };
+    named(&format!("awskms://127.0.0.1:{tls}/{alias}"));
+    // No resolver knows this name; the proxy takes it.
+    named(&format!("awskms://kms.test/{alias}"));
+    if own_root().is_none() {
+        named(&at(var("PORT").parse().unwrap(), alias));
+    }
+    // The certificate is not of this name.
+    let text = reason(try_open(&format!("awskms://other.test/{alias}")));
+    assert!(text.contains("cannot be reached") && text.contains("certificate"), "{text}");
+    assert!(!text.contains("hunter2"));
+}
+
+#[cfg(feature = "kms")]
+#[test]
+fn our_own_tls_is_honoured_through_a_proxy() {
+    in_own_process(
+        "aws::faults::our_own_tls_is_honoured_through_a_proxy",
+        || {
+            let dir = scratch();
+            let [ca, certificate, key] = certificates(dir.path())?;
+            let (tls, settings) = own_with_tls(dir.path(), &certificate, &key);
+            let made = tls.verb_call("CreateKey", &json!({}));
+            let alias = json!({"AliasName": OWN_EBS, "TargetKeyId": made["KeyMetadata"]["KeyId"]});
+            tls.verb_call("CreateAlias", &alias);
+            let proxy = FaultServer::start(Behaviour::Proxy(tls.port));
+            let mut settings = settings;
+            settings.extend([
+                ("AWS_CA_BUNDLE", ca),
+                ("https_proxy", format!("http://user:hunter2@127.0.0.1:{}", proxy.port)),
+                ("NO_PROXY", "127.0.0.1".to_string()),
+                ("http_proxy", "http://127.0.0.1:1".to_string()),
+            ]);
+            let environment = environment(dir.path(), &settings);
+            Some(((tls, proxy, dir), environment))
+        },
+        a_private_ca_and_a_proxy,
+    );
+}
+
+/// The key service of this package behind TLS, and what its account root's clients find.
+#[cfg(feature = "kms")]
+fn own_with_tls(dir: &Path, certificate: &str, key: &str) -> (Own, Vec<(&'static str, String)>) {
+    let mut own = Own::made_in(dir);
+    own.serve_with(&["--tls-cert", certificate, "--tls-key", key]);
+    let settings = vec![
+        ("TLS_PORT", own.port.to_string()),
+        ("OWN_ID", own.root.id.clone()),
+        ("OWN_SECRET", own.root.secret.clone()),
+        ("AWS_ACCESS_KEY_ID", own.root.id.clone()),
+        ("AWS_SECRET_ACCESS_KEY", own.root.secret.clone()),
+    ];
+    (own, settings)
 }
 
 #[test]
@@ -298,17 +346,35 @@ fn tls_that_cannot_be_trusted_is_unreachable() {
             let environment = environment(dir.path(), &[("TLS_PORT", tls.port.to_string())]);
             Some(((tls, dir), environment))
         },
-        || {
-            let uri = format!("awskms://127.0.0.1:{}/{ARN}", var("TLS_PORT"));
-            assert_unreachable(open(&uri).generate(&branch(1)), "an unknown CA");
-            assert!(reason(open(&uri).generate(&branch(1))).contains("AWS_CA_BUNDLE"));
-            // http to a port that speaks TLS, and the other way round.
-            assert_unreachable(open(&at(var("TLS_PORT").parse().unwrap(), ARN)).generate(&branch(1)), "http to TLS");
-            let plain = FaultServer::start(Behaviour::Reply(200, "", Vec::new()));
-            let uri = format!("awskms://127.0.0.1:{}/{ARN}", plain.port);
-            assert_unreachable(open(&uri).generate(&branch(1)), "TLS to http");
-        },
+        untrusted_tls,
     );
+}
+
+#[cfg(feature = "kms")]
+#[test]
+fn our_own_tls_that_cannot_be_trusted_is_unreachable() {
+    in_own_process(
+        "aws::faults::our_own_tls_that_cannot_be_trusted_is_unreachable",
+        || {
+            let dir = scratch();
+            let [_, certificate, key] = certificates(dir.path())?;
+            let (tls, settings) = own_with_tls(dir.path(), &certificate, &key);
+            let environment = environment(dir.path(), &settings);
+            Some(((tls, dir), environment))
+        },
+        untrusted_tls,
+    );
+}
+
+fn untrusted_tls() {
+    let uri = format!("awskms://127.0.0.1:{}/{ARN}", var("TLS_PORT"));
+    assert_unreachable(open(&uri).generate(&branch(1)), "an unknown CA");
+    assert!(reason(open(&uri).generate(&branch(1))).contains("AWS_CA_BUNDLE"));
+    // http to a port that speaks TLS, and the other way round.
+    assert_unreachable(open(&at(var("TLS_PORT").parse().unwrap(), ARN)).generate(&branch(1)), "http to TLS");
+    let plain = FaultServer::start(Behaviour::Reply(200, "", Vec::new()));
+    let uri = format!("awskms://127.0.0.1:{}/{ARN}", plain.port);
+    assert_unreachable(open(&uri).generate(&branch(1)), "TLS to http");
 }
 
 #[test]
