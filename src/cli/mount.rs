@@ -44,7 +44,7 @@ pub struct Mount {
     mountpoint: PathBuf,
 }
 
-/// All that a mount needs, decided before anything is forked.
+/// All that a mount needs.
 struct Job {
     cipherdir: PathBuf,
     mountpoint: PathBuf,
@@ -57,17 +57,8 @@ impl Mount {
         if !self.foreground {
             serve::close_inherited(self.passphrase.passphrase_fd);
         }
-        let options = self.options.into_inner();
-        let passphrase = self.passphrase.source();
-        if self.create {
-            create_missing(&self.cipherdir, &self.mountpoint, &options, &self.passphrase)?;
-        }
-        // Relative paths mean nothing after the daemon has left this directory.
-        let cipherdir = CipherDir::open(&self.cipherdir)?.path().to_path_buf();
-        let mountpoint = check_mountpoint(&self.mountpoint)?;
-        let job = Job { cipherdir, mountpoint, options, passphrase };
         if self.foreground {
-            return job.start(false)?.serve().map_err(Failure::from);
+            return self.job()?.start(false)?.serve().map_err(Failure::from);
         }
         match daemon::daemonise()
             .map_err(|e| Failure::new(exit::FAILURE, format!("cannot go to the background: {e}")))?
@@ -75,8 +66,10 @@ impl Mount {
             Side::Parent(Ok(())) => Ok(()),
             Side::Parent(Err(failure)) => Err(Failure::new(failure.code, failure.message)),
             Side::Child(readiness) => {
-                let running = match job.start(true) {
-                    Ok(running) => running,
+                // All of it here: the clients of key services have threads, and those do not live through a fork.
+                let started = self.job().and_then(|job| job.start(true).map(|running| (job, running)));
+                let (job, running) = match started {
+                    Ok(started) => started,
                     Err(failure) => {
                         readiness.failed(failure.code, &failure.message);
                         return Err(Failure::new(failure.code, ""));
@@ -92,6 +85,18 @@ impl Mount {
                 running.serve().map_err(|e| Failure::new(Failure::from(e).code, ""))
             }
         }
+    }
+
+    /// With everything made that is missing, where that is wanted.
+    fn job(self) -> Result<Job, Failure> {
+        let options = self.options.into_inner();
+        if self.create {
+            create_missing(&self.cipherdir, &self.mountpoint, &options, &self.passphrase)?;
+        }
+        // Relative paths mean nothing after the daemon has left this directory.
+        let cipherdir = CipherDir::open(&self.cipherdir)?.path().to_path_buf();
+        let mountpoint = check_mountpoint(&self.mountpoint)?;
+        Ok(Job { cipherdir, mountpoint, options, passphrase: self.passphrase.source() })
     }
 }
 

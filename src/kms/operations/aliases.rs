@@ -126,7 +126,7 @@ fn alias_name<'c>(call: &'c Call<'_>) -> Result<&'c str, ApiError> {
         return Err(ApiError::validation(format!("{rest} contains invalid characters for an alias")));
     }
     if rest.starts_with("aws/") || rest == "aws" {
-        // Not an exception of the model, and without a text: so the real service answers.
+        // Not an exception of the model, and without a text: as the real service is remembered to answer.
         return Err(ApiError::silent("NotAuthorizedException"));
     }
     Ok(name)
