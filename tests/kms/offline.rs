@@ -1,4 +1,4 @@
-//! Reading a volume without a mount while its keys are at a key service: `cat`, `export`, and both without the volume file.
+//! Commands on a volume whose keys are at a key service: `cat`, `export`, both without the volume file, `mount --create`.
 
 use std::fs;
 use std::path::Path;
@@ -58,5 +58,21 @@ fn cat_and_export_fetch_the_keys_that_they_need() {
             let contents: Vec<_> = found.iter().map(|path| fs::read(path).unwrap()).collect();
             assert_eq!(contents, [CONTENT, CONTENT], "{mode}: {found:?}");
         }
+    }
+}
+
+/// The one command, with the volume made under a key service, and the daemon in the background.
+#[test]
+fn a_volume_is_made_and_mounted_in_one_command() {
+    needs!(have_mount);
+    for kms in Kms::and_own(Kms::moto) {
+        let uri = kms.uri(&kms.key());
+        // For its credentials file; the volume itself is another one.
+        let home = volume(&[&uri], &[]);
+        let (cipher, mountpoint) = (home.scratch().join("made"), home.scratch().join("made-mnt"));
+        run(&home, &["mount", "--create", "--cmk", &uri], &[&cipher, &mountpoint]);
+        fs::write(mountpoint.join("file"), CONTENT).unwrap();
+        run(&home, &["umount"], &[&mountpoint]);
+        assert_eq!(run(&home, &["cat"], &[&cipher, Path::new("file")]).stdout, CONTENT);
     }
 }

@@ -126,7 +126,7 @@ fn alias_name<'c>(call: &'c Call<'_>) -> Result<&'c str, ApiError> {
         return Err(ApiError::validation(format!("{rest} contains invalid characters for an alias")));
     }
     if rest.starts_with("aws/") || rest == "aws" {
-        // Not an exception of the model, and without a text: as the real service is remembered to answer.
+        // Not an exception of the model, and without a text. Not compared with the real service.
         return Err(ApiError::silent("NotAuthorizedException"));
     }
     Ok(name)
