@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
@@ -31,8 +31,12 @@ use super::operations::{self, Asked, Caller, Cost, Origin};
 use super::sigv4::{AuthError, Head, Verifier};
 use super::wire::ApiError;
 
-/// Bytes of a request's body; the largest that the API has are two policies' worth.
+/// Bytes of a request's body, which is read before anybody knows whose it is.
 const BODY_MAX: usize = 1 << 20;
+/// Bodies above this many bytes, or of unknown length, are read a few at a time: so memory is bounded by this many bytes a
+/// connection.
+const SMALL: u64 = 64 << 10;
+const LARGE_AT_ONCE: usize = 64;
 /// Bytes of a request's line and headers.
 const HEAD_MAX: usize = 64 << 10;
 /// Connections at once; further ones wait to be accepted.
@@ -137,7 +141,13 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let verifier = Verifier::new(&service.record.region);
-        let front = Arc::new(Front { service, tls: tls.is_some(), verifier, refusals: Mutex::default() });
+        let front = Arc::new(Front {
+            service,
+            verifier,
+            large: Semaphore::new(LARGE_AT_ONCE),
+            slow: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
+            refusals: Mutex::default(),
+        });
         let acceptor = tls.as_ref().map(|(_, acceptor)| acceptor.clone());
         runtime.spawn(accept(listener, acceptor, front, connections.clone(), stopped));
         Ok(Self { address, runtime, stop, tls, connections })
@@ -195,9 +205,15 @@ async fn accept(
         tokio::spawn(async move {
             let _permit = permit;
             match acceptor {
-                None => connection(stream, peer.ip(), front, stopped).await,
+                None => connection(stream, peer.ip(), None, front, stopped).await,
                 Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => connection(stream, peer.ip(), front, stopped).await,
+                    Ok(Ok(stream)) => {
+                        let version = match stream.get_ref().1.protocol_version() {
+                            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                            _ => "TLSv1.3",
+                        };
+                        connection(stream, peer.ip(), Some(version), front, stopped).await;
+                    }
                     Ok(Err(error)) => log::debug!("code=tls {}: {error}", peer.ip()),
                     Err(_) => log::debug!("code=tls {}: no handshake in time", peer.ip()),
                 },
@@ -206,13 +222,19 @@ async fn accept(
     }
 }
 
-async fn connection<S>(stream: S, peer: IpAddr, front: Arc<Front>, mut stopped: watch::Receiver<bool>)
-where
+/// `tls`: its version, where the connection has it.
+async fn connection<S>(
+    stream: S,
+    peer: IpAddr,
+    tls: Option<&'static str>,
+    front: Arc<Front>,
+    mut stopped: watch::Receiver<bool>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let answer = service_fn(move |request| {
         let front = front.clone();
-        async move { Ok::<_, std::convert::Infallible>(front.answer(request, peer).await) }
+        async move { Ok::<_, std::convert::Infallible>(front.answer(request, peer, tls).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -230,8 +252,11 @@ where
 /// What stands between a connection and the operations.
 struct Front {
     service: Arc<Service>,
-    tls: bool,
     verifier: Verifier,
+    /// One permit a large body.
+    large: Semaphore,
+    /// One permit a request that makes an RSA key.
+    slow: Arc<Semaphore>,
     /// The current second, and refusals in it.
     refusals: Mutex<(i64, u32)>,
 }
@@ -239,14 +264,18 @@ struct Front {
 type Answer = Response<Full<Bytes>>;
 
 impl Front {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: IpAddr) -> Answer {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: IpAddr, tls: Option<&'static str>) -> Answer {
         let request_id = operations::new_uuid();
         let (parts, body) = request.into_parts();
         if parts.method == Method::GET && parts.uri.path() == "/healthz" {
             return reply(StatusCode::OK, Bytes::from_static(b"{\"status\":\"healthy\"}"), &request_id);
         }
-        let result = match read(body).await {
-            Ok(body) => self.run(parts, body, peer, &request_id).await,
+        let result = match self.read(body).await {
+            Ok(body) => {
+                let user_agent = header(&parts.headers, USER_AGENT.as_str()).unwrap_or("").to_owned();
+                let origin = Origin { address: Some(peer), user_agent, tls, request_id: request_id.clone() };
+                self.run(parts, body, origin).await
+            }
             Err(error) => Err(error),
         };
         match result {
@@ -263,15 +292,7 @@ impl Front {
         }
     }
 
-    async fn run(
-        self: Arc<Self>,
-        parts: Parts,
-        body: Zeroizing<Vec<u8>>,
-        peer: IpAddr,
-        request_id: &str,
-    ) -> Result<Value, ApiError> {
-        let user_agent = header(&parts.headers, USER_AGENT.as_str()).unwrap_or("").to_owned();
-        let origin = Origin { address: Some(peer), user_agent, tls: self.tls, request_id: request_id.to_owned() };
+    async fn run(self: Arc<Self>, parts: Parts, body: Zeroizing<Vec<u8>>, origin: Origin) -> Result<Value, ApiError> {
         let target = header(&parts.headers, "x-amz-target").and_then(|target| target.strip_prefix("TrentService."));
         let target = target.unwrap_or("").to_owned();
         let caller = match self.authenticate(&parts, &body) {
@@ -289,7 +310,10 @@ impl Front {
             }
         };
         let cost = operations::cost(operation, &body);
+        // Whoever makes RSA keys waits for others who do, and not the changes of everybody else for him.
+        let turn = if operation.is_slow() { self.slow.clone().acquire_owned().await.ok() } else { None };
         let perform = move || {
+            let _turn = turn;
             let run = AssertUnwindSafe(|| self.service.perform(operation, &body, &caller, &origin));
             std::panic::catch_unwind(run).unwrap_or_else(|_| Err(ApiError::internal()))
         };
@@ -301,6 +325,24 @@ impl Front {
         }
     }
 
+    async fn read(&self, body: Incoming) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+        let too_large =
+            || ApiError::new("RequestEntityTooLargeException", "The request is too large.").with_status(413);
+        let small = body.size_hint().upper().is_some_and(|len| len <= SMALL);
+        let collected = timeout(BODY, async {
+            // Never closed; waiting for a turn counts as the client's time.
+            let _turn = if small { None } else { self.large.acquire().await.ok() };
+            Limited::new(body, BODY_MAX).collect().await
+        })
+        .await;
+        match collected {
+            Ok(Ok(collected)) => Ok(Zeroizing::new(Vec::from(collected.to_bytes()))),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+            Ok(Err(_)) => Err(ApiError::new("SerializationException", "the body could not be read")),
+            Err(_) => Err(ApiError::new("RequestTimeoutException", "The body did not come in time.").with_status(408)),
+        }
+    }
+
     /// Who signed the request; else why not, and the access key id that it claims.
     fn authenticate(&self, parts: &Parts, body: &[u8]) -> Result<Caller, (ApiError, Option<String>)> {
         let secret = |id: &str| self.service.view().user_of(id)?.secret(id);
@@ -308,7 +350,11 @@ impl Front {
         // By the wall clock, whatever time the keys have.
         let now = u64::try_from(wall() / 1000).unwrap_or(0);
         let refused = |error: AuthError| ApiError::new(error.code(), error.to_string()).with_status(error.status());
-        let id = self.verifier.verify(head, body, now, &secret).map_err(|error| (refused(error), None))?.access_key_id;
+        let id = self
+            .verifier
+            .verify(head, body, now, &secret)
+            .map_err(|error| (refused(error), claimed(parts)))?
+            .access_key_id;
         // The verifier keeps what it derived; whether the access key is still good is asked each time.
         let user = self.service.view().user_of(&id).filter(|user| user.may_use(&id)).cloned();
         match user {
@@ -358,17 +404,6 @@ fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-async fn read(body: Incoming) -> Result<Zeroizing<Vec<u8>>, ApiError> {
-    let too_large = || ApiError::new("RequestEntityTooLargeException", "The request is too large.").with_status(413);
-    let collected = timeout(BODY, Limited::new(body, BODY_MAX).collect()).await;
-    match collected {
-        Ok(Ok(collected)) => Ok(Zeroizing::new(Vec::from(collected.to_bytes()))),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(ApiError::new("SerializationException", "the body could not be read")),
-        Err(_) => Err(ApiError::new("RequestTimeoutException", "The body did not come in time.").with_status(408)),
-    }
-}
-
 fn reply(status: StatusCode, body: Bytes, request_id: &str) -> Answer {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
@@ -388,6 +423,15 @@ fn wipe(answer: &mut Value) {
             text.zeroize();
         }
     }
+}
+
+/// The access key id that a refused request names, if it looks like one.
+fn claimed(parts: &Parts) -> Option<String> {
+    let header = header(&parts.headers, "authorization").and_then(|text| text.split_once("Credential="));
+    let query = || parts.uri.query().and_then(|text| text.split_once("X-Amz-Credential="));
+    let (_, rest) = header.or_else(query)?;
+    let id: String = rest.chars().take_while(char::is_ascii_alphanumeric).take(128).collect();
+    (!id.is_empty()).then_some(id)
 }
 
 /// A listener on `address`.

@@ -245,6 +245,7 @@ rotations = pages("list_key_rotations", "Rotations", KeyId=key_id)
 assert [rotation["RotationType"] for rotation in rotations] == ["ON_DEMAND"], rotations
 kms.disable_key_rotation(KeyId=key_id)
 assert kms.get_key_rotation_status(KeyId=key_id)["KeyRotationEnabled"] is False
+fails("ValidationException", kms.enable_key_rotation, KeyId=key_id, RotationPeriodInDays=2561)
 fails(E.UnsupportedOperationException, kms.enable_key_rotation, KeyId=rsa_id)
 
 # Policies.

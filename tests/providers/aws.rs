@@ -391,7 +391,21 @@ fn credentials_are_judged_by_the_service() {
 #[cfg(feature = "kms")]
 #[test]
 fn own_judges_credentials() {
-    on_own("aws::own_judges_credentials", credentials);
+    in_own_process(
+        "aws::own_judges_credentials",
+        || {
+            let dir = scratch();
+            let file = dir.path().join("credentials").to_str().unwrap().to_string();
+            let settings = [
+                ("AWS_SHARED_CREDENTIALS_FILE", file),
+                ("AWS_ACCESS_KEY_ID", String::new()),
+                ("AWS_SECRET_ACCESS_KEY", String::new()),
+            ];
+            let (server, environment) = own(dir.path(), &settings);
+            Some(((server, dir), environment))
+        },
+        credentials,
+    );
 }
 
 fn credentials() {
@@ -473,7 +487,9 @@ fn credentials() {
     std::fs::remove_file(&file).unwrap();
     front.set(Behaviour::Reply(400, "", br#"{"__type":"ExpiredTokenException"}"#.to_vec()));
     // The kept connection was cut, which the first request may be the one to find out.
-    let _ = cmk.unwrap(&blob, &branch(1)).map(|_| panic!("expired credentials worked"));
+    for _ in 0..2 {
+        let _ = cmk.unwrap(&blob, &branch(1)).map(|_| panic!("expired credentials worked"));
+    }
     front.set(Behaviour::Forward(port));
     assert_unreachable(cmk.unwrap(&blob, &branch(1)), "credentials have gone");
     login(good, "");
@@ -566,10 +582,18 @@ fn foreign_blobs() {
         None => foreign[..36].copy_from_slice(b"00000000-0000-0000-0000-000000000000"),
     }
     let result = cmk.unwrap(&foreign, &branch(1));
-    assert!(reason(cmk.rewrap(&foreign, &branch(1))).contains("not a blob of this CMK"));
-    contract::assert_bad_blob(result, "another key's blob");
-    // One that knows no good blob yet has nothing to compare with, and nothing to lose.
-    assert_refused(open(&at(port, &key)).unwrap(&foreign, &branch(1)), &["AccessDenied"], "no blob known");
+    let rewrapped = reason(cmk.rewrap(&foreign, &branch(1)));
+    if own_root().is_some() {
+        // Asked for one key, it says at once that the blob is another's, as AWS does where it knows that key.
+        assert!(rewrapped.contains("IncorrectKeyException"), "{rewrapped}");
+        contract::assert_bad_blob(result, "another key's blob");
+        contract::assert_bad_blob(open(&at(port, &key)).unwrap(&foreign, &branch(1)), "no blob known");
+    } else {
+        assert!(rewrapped.contains("not a blob of this CMK"), "{rewrapped}");
+        contract::assert_bad_blob(result, "another key's blob");
+        // One that knows no good blob yet has nothing to compare with, and nothing to lose.
+        assert_refused(open(&at(port, &key)).unwrap(&foreign, &branch(1)), &["AccessDenied"], "no blob known");
+    }
 
     let denied = json!({"__type": "AccessDeniedException", "message": "no resource-based policy allows it"});
     front.set(Behaviour::Reply(400, "", denied.to_string().into_bytes()));

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::super::{Failure, exit, note, say};
+use super::super::{Failure, exit, note, printable, say};
 use super::Place;
 use crate::kms::admin::Request;
 use crate::kms::audit::verify::{self, Filter, Verdict};
@@ -58,7 +58,7 @@ impl Audit {
             if self.json {
                 out.write_all(line).and_then(|()| out.write_all(b"\n")).is_ok()
             } else {
-                writeln!(out, "{}", told(record)).is_ok()
+                writeln!(out, "{}", printable(told(record).as_bytes())).is_ok()
             }
         })?;
         Ok(())

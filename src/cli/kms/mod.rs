@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Failure, PassphraseArgs, exit, say};
+use super::{Failure, PassphraseArgs, exit, printable, say};
 use crate::keys::KeyError;
 use crate::kms::Service;
 use crate::kms::admin::{self, Request, Told};
@@ -121,7 +121,8 @@ fn show(answer: &Value, json: bool) {
             let width = members.keys().map(String::len).max().unwrap_or(0);
             for (name, value) in members {
                 match value {
-                    Value::String(text) => say(format_args!("{name:width$}  {text}")),
+                    // Descriptions and tags are other people's texts.
+                    Value::String(text) => say(format_args!("{name:width$}  {}", printable(text.as_bytes()))),
                     other => say(format_args!("{name:width$}  {other}")),
                 }
             }

@@ -66,7 +66,8 @@ pub struct Origin {
     /// `None` for the service's own socket.
     pub address: Option<IpAddr>,
     pub user_agent: String,
-    pub tls: bool,
+    /// Its version, where the request came over TLS.
+    pub tls: Option<&'static str>,
     pub request_id: String,
 }
 
@@ -101,6 +102,13 @@ const fn heavy(name: &'static str, run: fn(&Call<'_>) -> Result<Value, ApiError>
 
 const fn change(name: &'static str, run: fn(&Call<'_>) -> Result<Value, ApiError>) -> Operation {
     Operation { name, run, cost: Cost::Change, read_only: false }
+}
+
+impl Operation {
+    /// It may make an RSA key, which takes up to seconds.
+    pub fn is_slow(&self) -> bool {
+        self.name.starts_with("GenerateDataKeyPair") || ["CreateKey", "GetParametersForImport"].contains(&self.name)
+    }
 }
 
 /// In alphabetical order.
@@ -279,5 +287,17 @@ mod tests {
         assert_eq!(served.len() + catalogue::UNSUPPORTED.len(), 54);
         assert!(matches!(find("ReplicateKey"), Asked::Unsupported("ReplicateKey")));
         assert!(matches!(find("replicatekey"), Asked::Unknown));
+    }
+
+    #[test]
+    fn the_document_has_a_row_for_each_operation() {
+        let document = include_str!("../../../doc/KMS.md");
+        let row = |name: &str| document.lines().find(|line| line.starts_with(&format!("| {name} |")));
+        for operation in OPERATIONS {
+            assert!(row(operation.name).is_some_and(|line| !line.contains("| absent |")), "{}", operation.name);
+        }
+        for name in catalogue::UNSUPPORTED {
+            assert!(row(name).is_some_and(|line| line.contains("| absent |")), "{name}");
+        }
     }
 }
