@@ -9,7 +9,11 @@ use crate::python::{ask, script, with_module};
 use crate::sigv4::Credentials;
 
 fn keys(users: &[(&str, &Credentials)]) -> Value {
-    users.iter().map(|(name, key)| ((*name).to_owned(), json!([key.id, key.secret]))).collect::<serde_json::Map<_, _>>().into()
+    users
+        .iter()
+        .map(|(name, key)| ((*name).to_owned(), json!([key.id, key.secret])))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 /// Runs a script of this directory against the service.
 fn run(own: &Own, name: &str, users: &[(&str, &Credentials)], more: &Value) -> Option<Value> {

@@ -202,7 +202,7 @@ impl Asked {
             (Value::Null, Value::Null) => return false,
             (Value::Null, not) => {
                 let answers = resources(not);
-                !answers.contains(&Some(true)) && !(allow && answers.contains(&None))
+                !(answers.contains(&Some(true)) || allow && answers.contains(&None))
             }
             (names, _) => resources(names).contains(&Some(true)),
         };
