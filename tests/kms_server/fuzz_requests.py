@@ -95,7 +95,7 @@ def text(name, shape):
 
 
 def value(name, shape, depth=0):
-    if RANDOM.random() < 0.06:
+    if RANDOM.random() < 0.03:
         return wild()
     kind = shape.type_name
     if kind == "structure":
@@ -179,7 +179,7 @@ def main():
         operation = RANDOM.choice(names)
         shape = MODEL.operation_model(operation).input_shape
         body = json.dumps(value("", shape) if shape else {}).encode()
-        if RANDOM.random() < 0.15:
+        if RANDOM.random() < 0.08:
             body = mangled(body)
         # A user without rights gets nothing, whatever is asked, before and after the root has asked the same.
         status, said = call("nobody", operation, body)

@@ -16,6 +16,7 @@ mod servers;
 #[path = "../providers/sigv4.rs"]
 mod sigv4;
 
+mod authorisation;
 mod clients;
 mod kill9;
 mod material;

@@ -81,7 +81,9 @@ pub fn create_key(call: &Call<'_>) -> Result<Value, ApiError> {
         last_use: None,
     };
     // The policy is judged as the key's own, whose facts its conditions may ask for.
-    let draft = policies::check(call, &arn, &policy, bypass, |context| {
+    // The default one leaves the key to its account, whoever makes it: only a policy that is given is checked for a lock-out.
+    let unchecked = bypass || input.text("Policy").is_none();
+    let draft = policies::check(call, &arn, &policy, unchecked, |context| {
         let facts = KeyFacts { tags: record.tags.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect(), ..facts };
         context.on_key(&facts)
     });

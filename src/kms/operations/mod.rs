@@ -288,4 +288,16 @@ mod tests {
         assert!(matches!(find("ReplicateKey"), Asked::Unsupported("ReplicateKey")));
         assert!(matches!(find("replicatekey"), Asked::Unknown));
     }
+
+    #[test]
+    fn the_document_has_a_row_for_each_operation() {
+        let document = include_str!("../../../doc/KMS.md");
+        let row = |name: &str| document.lines().find(|line| line.starts_with(&format!("| {name} |")));
+        for operation in OPERATIONS {
+            assert!(row(operation.name).is_some_and(|line| !line.contains("| absent |")), "{}", operation.name);
+        }
+        for name in catalogue::UNSUPPORTED {
+            assert!(row(name).is_some_and(|line| line.contains("| absent |")), "{name}");
+        }
+    }
 }

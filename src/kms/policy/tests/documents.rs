@@ -324,6 +324,13 @@ fn variables_are_literal_and_need_a_value() {
     assert!(!ask(&policy("2012-10-17", "alias/${*}"), "bob", "alias/x"));
     assert!(ask(&policy("2012-10-17", "alias/${aws:PrincipalTag/team, 'sales}'}"), "bob", "alias/sales}"));
     assert!(!ask(&policy("2012-10-17", "alias/${aws:PrincipalTag/team}"), "bob", "alias/"));
+    // A key with several values has no value for a variable.
+    let several = policy("2012-10-17", "alias/${kms:ResourceAliases}");
+    for (values, expected) in [(&["bob"][..], true), (&["bob", "eve"], false), (&[], false)] {
+        let mut context = context("bob").by_alias("alias/bob");
+        context.set("kms:ResourceAliases", values.iter().copied());
+        assert_eq!(allowed(&request(OTHER, "kms:Encrypt", context), &several, &[]), expected, "{values:?}");
+    }
     // The older language has no variables: the text means itself.
     let old = policy("2008-10-17", "alias/${aws:username}");
     assert!(ask(&old, "bob", "alias/${aws:username}") && !ask(&old, "bob", "alias/bob"));
