@@ -187,7 +187,7 @@ impl Admin<'_> {
         let root = self.service.view().users.get(ROOT).cloned();
         let user = root.ok_or_else(|| refused("InternalFailure", "the store has no account root"))?;
         let caller = Caller { user, access_key: Err(self.uid) };
-        let origin = Origin { address: None, user_agent: user_agent(), tls: false, request_id: operations::new_uuid() };
+        let origin = Origin { address: None, user_agent: user_agent(), tls: None, request_id: operations::new_uuid() };
         match operations::find(operation) {
             Asked::Served(operation) => {
                 let body = input.to_string();

@@ -143,7 +143,6 @@ impl Server {
         let verifier = Verifier::new(&service.record.region);
         let front = Arc::new(Front {
             service,
-            tls: tls.is_some(),
             verifier,
             large: Semaphore::new(LARGE_AT_ONCE),
             slow: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
@@ -206,9 +205,15 @@ async fn accept(
         tokio::spawn(async move {
             let _permit = permit;
             match acceptor {
-                None => connection(stream, peer.ip(), front, stopped).await,
+                None => connection(stream, peer.ip(), None, front, stopped).await,
                 Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => connection(stream, peer.ip(), front, stopped).await,
+                    Ok(Ok(stream)) => {
+                        let version = match stream.get_ref().1.protocol_version() {
+                            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                            _ => "TLSv1.3",
+                        };
+                        connection(stream, peer.ip(), Some(version), front, stopped).await;
+                    }
                     Ok(Err(error)) => log::debug!("code=tls {}: {error}", peer.ip()),
                     Err(_) => log::debug!("code=tls {}: no handshake in time", peer.ip()),
                 },
@@ -217,13 +222,19 @@ async fn accept(
     }
 }
 
-async fn connection<S>(stream: S, peer: IpAddr, front: Arc<Front>, mut stopped: watch::Receiver<bool>)
-where
+/// `tls`: its version, where the connection has it.
+async fn connection<S>(
+    stream: S,
+    peer: IpAddr,
+    tls: Option<&'static str>,
+    front: Arc<Front>,
+    mut stopped: watch::Receiver<bool>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let answer = service_fn(move |request| {
         let front = front.clone();
-        async move { Ok::<_, std::convert::Infallible>(front.answer(request, peer).await) }
+        async move { Ok::<_, std::convert::Infallible>(front.answer(request, peer, tls).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -241,7 +252,6 @@ where
 /// What stands between a connection and the operations.
 struct Front {
     service: Arc<Service>,
-    tls: bool,
     verifier: Verifier,
     /// One permit a large body.
     large: Semaphore,
@@ -254,14 +264,18 @@ struct Front {
 type Answer = Response<Full<Bytes>>;
 
 impl Front {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: IpAddr) -> Answer {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: IpAddr, tls: Option<&'static str>) -> Answer {
         let request_id = operations::new_uuid();
         let (parts, body) = request.into_parts();
         if parts.method == Method::GET && parts.uri.path() == "/healthz" {
             return reply(StatusCode::OK, Bytes::from_static(b"{\"status\":\"healthy\"}"), &request_id);
         }
         let result = match self.read(body).await {
-            Ok(body) => self.run(parts, body, peer, &request_id).await,
+            Ok(body) => {
+                let user_agent = header(&parts.headers, USER_AGENT.as_str()).unwrap_or("").to_owned();
+                let origin = Origin { address: Some(peer), user_agent, tls, request_id: request_id.clone() };
+                self.run(parts, body, origin).await
+            }
             Err(error) => Err(error),
         };
         match result {
@@ -278,15 +292,7 @@ impl Front {
         }
     }
 
-    async fn run(
-        self: Arc<Self>,
-        parts: Parts,
-        body: Zeroizing<Vec<u8>>,
-        peer: IpAddr,
-        request_id: &str,
-    ) -> Result<Value, ApiError> {
-        let user_agent = header(&parts.headers, USER_AGENT.as_str()).unwrap_or("").to_owned();
-        let origin = Origin { address: Some(peer), user_agent, tls: self.tls, request_id: request_id.to_owned() };
+    async fn run(self: Arc<Self>, parts: Parts, body: Zeroizing<Vec<u8>>, origin: Origin) -> Result<Value, ApiError> {
         let target = header(&parts.headers, "x-amz-target").and_then(|target| target.strip_prefix("TrentService."));
         let target = target.unwrap_or("").to_owned();
         let caller = match self.authenticate(&parts, &body) {

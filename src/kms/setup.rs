@@ -139,7 +139,7 @@ impl Service {
             read_only: false,
             resources,
             error: None,
-            tls: false,
+            tls: None,
         }
     }
 

@@ -40,6 +40,9 @@ struct Add {
     /// Answer as JSON
     #[arg(long)]
     json: bool,
+    /// Answer as shell commands that set the environment of AWS clients: eval "$(...)"
+    #[arg(long, conflicts_with = "json")]
+    env: bool,
 }
 
 /// Refuse a user's requests from now on
@@ -113,8 +116,15 @@ enum Policy {
 impl UserVerb {
     pub fn run(self) -> Result<(), Failure> {
         match self.command {
-            Command::Add(Add { place, name, service, json }) => {
-                show(&place.ask(Request::UserAdd { name, service })?, json);
+            Command::Add(Add { place, name, service, json, env }) => {
+                let answer = place.ask(Request::UserAdd { name, service })?;
+                if env {
+                    let text = |member: &str| answer[member].as_str().unwrap_or("").to_owned();
+                    say(format_args!("export AWS_ACCESS_KEY_ID='{}'", text("AccessKeyId")));
+                    say(format_args!("export AWS_SECRET_ACCESS_KEY='{}'", text("SecretAccessKey")));
+                } else {
+                    show(&answer, json);
+                }
             }
             Command::Disable(Disable { place, name, access_key }) => {
                 place.ask(Request::UserDisable { name, access_key })?;

@@ -26,8 +26,8 @@ pub struct Event {
     /// Of keys and aliases.
     pub resources: Vec<String>,
     pub error: Option<(String, String)>,
-    /// Whether the request came over TLS.
-    pub tls: bool,
+    /// Its version, where the request came over TLS.
+    pub tls: Option<&'static str>,
 }
 
 /// Who asked.
@@ -127,7 +127,7 @@ impl Event {
             management_event: true,
             recipient_account_id: &place.account,
             event_category: "Management",
-            tls_details: self.tls.then(|| serde_json::json!({"tlsVersion": "TLS"})),
+            tls_details: self.tls.map(|version| serde_json::json!({"tlsVersion": version})),
         };
         // Texts and numbers always have a JSON form.
         serde_json::to_vec(&written).unwrap_or_default()

@@ -93,7 +93,7 @@ impl<'a> Call<'a> {
         let principal = self.caller.principal(account);
         let mut context = Context::of(&principal)
             .at(u64::try_from(self.now / 1000).unwrap_or(0))
-            .via(self.origin.address, self.origin.tls, Some(&self.origin.user_agent))
+            .via(self.origin.address, self.origin.tls.is_some(), Some(&self.origin.user_agent))
             .in_region(&self.service.record.region);
         if self.caller.user.record.service {
             context.set(policy::context::VIA_SERVICE, [super::service_name(&self.service.record.region)]);

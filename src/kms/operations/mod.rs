@@ -66,7 +66,8 @@ pub struct Origin {
     /// `None` for the service's own socket.
     pub address: Option<IpAddr>,
     pub user_agent: String,
-    pub tls: bool,
+    /// Its version, where the request came over TLS.
+    pub tls: Option<&'static str>,
     pub request_id: String,
 }
 
@@ -286,5 +287,17 @@ mod tests {
         assert_eq!(served.len() + catalogue::UNSUPPORTED.len(), 54);
         assert!(matches!(find("ReplicateKey"), Asked::Unsupported("ReplicateKey")));
         assert!(matches!(find("replicatekey"), Asked::Unknown));
+    }
+
+    #[test]
+    fn the_document_has_a_row_for_each_operation() {
+        let document = include_str!("../../../doc/KMS.md");
+        let row = |name: &str| document.lines().find(|line| line.starts_with(&format!("| {name} |")));
+        for operation in OPERATIONS {
+            assert!(row(operation.name).is_some_and(|line| !line.contains("| absent |")), "{}", operation.name);
+        }
+        for name in catalogue::UNSUPPORTED {
+            assert!(row(name).is_some_and(|line| line.contains("| absent |")), "{name}");
+        }
     }
 }

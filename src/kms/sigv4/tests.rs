@@ -116,7 +116,6 @@ fn the_vectors_of_aws() {
         match name {
             // Signed rightly, with a session token that this service has not issued.
             "post-sts-header-before" => assert_eq!(result, Err(AuthError::UnknownKey)),
-            "post-sts-header-after" => assert!(matches!(result, Err(AuthError::Incomplete(_))), "{result:?}"),
             _ => {
                 assert_eq!(result.map(|v| v.access_key_id), Ok(ID.to_owned()), "{name}");
                 request.body_mut().push(b'x');
@@ -125,7 +124,7 @@ fn the_vectors_of_aws() {
             }
         }
     }
-    assert_eq!((good, all.len()), (17, 19));
+    assert_eq!((good, all.len()), (18, 19));
 }
 /// Bytes beyond ASCII as a client must send them.
 fn ascii(b: u8) -> String {
@@ -159,7 +158,9 @@ fn whatever_is_changed_is_noticed() {
         refused(&|r| set(r, "content-type", "text/plain"));
         refused(&|r| set(r, "x-amz-extra", "1"));
         refused(&|r| drop(r.headers_mut().remove("x-amz-target")));
-        refused(&|r| drop(r.headers_mut().append("x-amz-target", HeaderValue::from_static("b"))));
+        refused(&|r| {
+            r.headers_mut().append("x-amz-target", HeaderValue::from_static("b"));
+        });
         refused(&|r| {
             let uri = r.uri().to_string();
             let more = if uri.contains('?') { "&a=b" } else { "?a=b" };
@@ -189,6 +190,7 @@ fn each_error_has_its_code() {
     assert!(code(&wrong).1.starts_with("The request signature we calculated does not match"));
     assert_eq!(code(&with(&good, ID, "AKIDOTHER")).0, "UnrecognizedClientException");
     assert_eq!(code(&with(&good, ID, "AKID.OTHER")).0, "UnrecognizedClientException");
+    assert_eq!(code(&with(&good, ID, "")).0, "UnrecognizedClientException");
     assert_eq!(code(&with(&good, ID, &"A".repeat(129))).0, "UnrecognizedClientException");
     let token = signed(plain(b"{}"), &Signing { token: Some("token".to_owned()), ..SIGNING });
     assert_eq!(code(&token).0, "UnrecognizedClientException");
@@ -198,7 +200,6 @@ fn each_error_has_its_code() {
         ("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256"),
         ("AWS4-HMAC-SHA256", "Bearer"),
         ("Credential=", "Credential"),
-        ("Credential=AKIDEXAMPLE", "Credential="),
         ("/20150830/us-east-1", "/20150830"),
         ("/aws4_request", "/aws4_request/x"),
         ("SignedHeaders=content-type;host", "SignedHeaders=host;content-type"),
@@ -341,18 +342,20 @@ fn keys_are_derived_once_a_day_and_forgotten_on_demand() {
 fn the_cache_is_bounded() {
     let verifier = Verifier::new("us-east-1");
     let any = |_: &str| Some(Zeroizing::new(SECRET.to_owned()));
+    let all_of = |wanted: &str| verifier.cache.lock().keys.keys().all(|(_, day)| day == wanted);
     for number in 0..MAX_CACHED + 10 {
-        assert!(verifier.signing_key(&format!("AKID{number}"), "20150830", &any).is_some());
+        assert!(verifier.signing_key(&format!("AKID{number}"), "20150829", &any).is_some());
         assert!(verifier.cache.lock().keys.len() <= MAX_CACHED);
     }
+    assert!(all_of("20150829"));
     for number in 0..MAX_CACHED {
-        verifier.signing_key(&format!("AKID{number}"), "20150829", &any);
+        verifier.signing_key(&format!("AKID{number}"), "20150830", &any);
     }
-    verifier.signing_key("AKID", "20150830", &any);
-    assert!(verifier.cache.lock().keys.keys().all(|(_, day)| day == "20150830"));
+    assert!(all_of("20150830"));
+    assert_eq!(verifier.cache.lock().keys.len(), MAX_CACHED);
 }
 
-/// What another implementation says; it has no session tokens here, no expiry of presigned requests, and 15 minutes of skew.
+/// What another implementation says of a signature in the header (of presigned requests it takes none with an escaped `/`).
 fn other_says(request: &Request<Vec<u8>>) -> bool {
     async fn key(asked: GetSigningKeyRequest) -> Result<GetSigningKeyResponse, tower::BoxError> {
         if asked.access_key() != ID {
@@ -413,7 +416,7 @@ proptest! {
         set(&mut request, "x-amz-meta", &value);
         let expires = presigned.then_some(600);
         let good = signed(request, &Signing { expires, ..SIGNING });
-        prop_assert!(verify(&good).is_ok() && other_says(&good), "{good:?}");
+        prop_assert!(verify(&good).is_ok() && (presigned || other_says(&good)), "{good:?}");
         let mut request = good.clone();
         match change {
             Change::None => {}
@@ -436,7 +439,9 @@ proptest! {
             Change::Body(..) | Change::Authorization(..) | Change::Query(..) => {}
         }
         if verify(&request).is_ok() {
-            prop_assert!(other_says(&request), "{request:?}");
+            // A query may change in the case of its escapes only.
+            let same = request.uri().to_string().eq_ignore_ascii_case(&good.uri().to_string());
+            prop_assert!(if presigned { same } else { other_says(&request) }, "{request:?}");
         }
     }
 

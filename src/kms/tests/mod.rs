@@ -75,7 +75,7 @@ impl World {
         let origin = Origin {
             address: Some("127.0.0.1".parse().unwrap()),
             user_agent: "test".into(),
-            tls: false,
+            tls: None,
             request_id: operations::new_uuid(),
         };
         let Asked::Served(operation) = operations::find(operation) else { panic!("{operation} is not served") };
