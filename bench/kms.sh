@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
 # Speed of the key service beside others: Decrypt and GenerateDataKey at 64 connections, plain HTTP on loopback, one client.
-#   bench/kms.sh [SECONDS A RUN]      default 10
+#   bench/kms.sh [SECONDS A RUN]      default 10; CONNECTIONS=64; PROFILE=dev only to see whether it runs
 # Servers: envelopefs, moto_server and ministack (ENVELOPEFS_TEST_TOOLS, as in tests/run.sh), and the bare cost: a server that
 # does nothing but HTTP, one SigV4 verification and one AES-GCM a request. A server that is not installed is left out, loudly.
 # Client and server share this host's processors, and so do others: compare figures of one run only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-seconds=${1:-10} connections=${CONNECTIONS:-64}
+seconds=${1:-10} connections=${CONNECTIONS:-64} profile=${PROFILE:-release}
 tools=${ENVELOPEFS_TEST_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/envelopefs-test-tools}
 
 say() { echo "bench/kms.sh: $*" >&2; }
 
-cargo build --release --locked
-load=$(cargo bench --locked --bench kms_load --no-run --message-format=json 2>/dev/null |
+cargo build --profile "$profile" --locked
+load=$(cargo bench --profile "$profile" --locked --bench kms_load --no-run --message-format=json 2>/dev/null |
     sed -n 's/.*"executable":"\([^"]*kms_load-[^"]*\)".*/\1/p' | tail -1)
 [ -x "$load" ] || { say "the load could not be built"; exit 1; }
-envelopefs=target/release/envelopefs
+envelopefs=target/${profile/#dev/debug}/envelopefs
 
 work=$(mktemp -d)
 server=
