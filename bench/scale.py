@@ -185,7 +185,7 @@ def sparse(target, options, rows):
 
 @measure
 def writers(target, options, rows):
-    """16 MiB each in pieces of 128 KiB, synced at the end: one writer, 16 to a file each, 16 to disjoint parts of one file."""
+    """256 MiB in pieces of 128 KiB, synced at the end: by one writer, by 16 to a file each, by 16 to disjoint parts of one file."""
     path = f'{target.path}/shared'
     shape = ['--rw=write', '--bs=128k', '--end_fsync=1']
     rows['1 writer (MB/s)'] = fio(path, '--size=256m', *shape)

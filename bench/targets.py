@@ -42,8 +42,17 @@ def drop_caches():
         f.write('3')
 
 
+def ended(pid):
+    """Whether a process is gone, or only waits for its parent to notice."""
+    try:
+        with open(f'/proc/{pid}/cmdline', 'rb') as f:
+            return not f.read()
+    except OSError:
+        return True
+
+
 class Target:
-    """One file system. `path` is where its files are seen; `stamp` counts its mounts."""
+    """One file system. `path` is where its files are seen."""
 
     def __init__(self, name, scratch):
         self.name = name
@@ -130,10 +139,10 @@ class Target:
                 self.child.kill()
                 self.child.wait()
             self.child = None
-        for _ in range(200):
-            if pid is None or not os.path.exists(f'/proc/{pid}'):
+        for _ in range(500):
+            if pid is None or ended(pid):
                 break
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def remove(self):
         self.down()
