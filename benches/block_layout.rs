@@ -2,47 +2,19 @@
 //!
 //! `cargo bench --bench block_layout -- [DIR] [MIB]`; DIR defaults to /dev/shm. Prints MB/s, the median of five interleaved rounds.
 
+mod local_cmk;
+
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
-use envelopefs::crypto::{aead::AeadKey, random, secret::Secret32, wrap};
-use envelopefs::file::{EncryptedFile, FileContext};
-use envelopefs::format::{geometry::Geometry, volume::KeyMode};
-use envelopefs::keys::guard::{Guard, OutagePolicy};
-use envelopefs::keys::keyring::{KeyPolicy, Keyring};
-use envelopefs::keys::{CmkInfo, CmkProvider, CmkState, EncryptionContext, KeyError, KeyRef};
+use envelopefs::crypto::{aead::AeadKey, random, secret::Secret32};
+use envelopefs::file::EncryptedFile;
 use envelopefs::store::{Creator, Store, disk::DiskStore};
 
 const ROUNDS: usize = 5;
 const RUN: usize = 1 << 20;
 const PAGE: usize = 4096;
-
-struct LocalCmk(KeyRef, Secret32);
-
-impl CmkProvider for LocalCmk {
-    fn key_ref(&self) -> &KeyRef {
-        &self.0
-    }
-    fn is_local(&self) -> bool {
-        true
-    }
-    fn generate(&self, context: &EncryptionContext) -> Result<(Secret32, Vec<u8>), KeyError> {
-        let key = Secret32::random();
-        Ok((key.duplicate(), self.wrap(&key, context)?))
-    }
-    fn wrap(&self, key: &Secret32, _: &EncryptionContext) -> Result<Vec<u8>, KeyError> {
-        Ok(wrap::wrap_key(&self.1, &random::array(), b"bench", key).to_vec())
-    }
-    fn unwrap(&self, blob: &[u8], _: &EncryptionContext) -> Result<Secret32, KeyError> {
-        wrap::unwrap_key(&self.1, b"bench", blob)
-            .map_err(|e| KeyError::BadBlob { key: self.0.to_string(), reason: e.to_string() })
-    }
-    fn describe(&self) -> Result<CmkInfo, KeyError> {
-        Ok(CmkInfo { key: self.0.clone(), state: CmkState::Enabled, description: String::new(), created: None })
-    }
-}
 
 trait Layout {
     fn write(&self, offset: u64, data: &[u8]);
@@ -128,14 +100,10 @@ fn measure(layout: &dyn Layout, size: usize) -> [f64; 4] {
 }
 
 fn aligned(dir: &Path) -> Box<dyn Layout> {
-    let cmk = LocalCmk(KeyRef { provider: "bench".into(), key: "local".into() }, Secret32::random());
-    let policy = KeyPolicy { mode: KeyMode::Branch, branch_max_age: 1 << 30, branch_max_files: 1 << 20 };
-    let keyring = Keyring::new([1; 16], vec![Guard::new(Arc::new(cmk), OutagePolicy::default())], policy, None, None);
-    let context = Arc::new(FileContext { keyring, geometry: Geometry { header_pages: 1 } });
     let store = DiskStore::open(dir).expect("open directory");
     let by = Creator { uid: 0, gid: 0, umask: 0o077 };
     let file = store.create_file(store.root(), b"aligned", 0o600, by).expect("create");
-    Box::new(EncryptedFile::new(context, file, true, 0))
+    Box::new(EncryptedFile::new(local_cmk::context(), file, true, 0))
 }
 
 fn inline(dir: &Path) -> Box<dyn Layout> {

@@ -34,6 +34,45 @@ fn exported(name: &str) -> tempfile::TempDir {
     scratch
 }
 
+/// Standard error of a command that must fail with this exit code.
+fn refusal(code: i32, config: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_envelopefs"))
+        .args(arguments)
+        .env("ENVELOPEFS_CONFIG_DIR", config)
+        .output()
+        .expect("run envelopefs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    said
+}
+
+/// The other direction, a build without encryption that meets an ordinary volume, is tests/suites/null_cipher.sh.
+#[test]
+fn a_volume_without_encryption_is_refused() {
+    let scratch = tempfile::tempdir().expect("scratch directory");
+    let (volume, cmk) = sample(scratch.path(), "null-cipher");
+    let (config, out, mountpoint) =
+        (scratch.path().join("config"), scratch.path().join("out"), scratch.path().join("mnt"));
+    fs::create_dir(&mountpoint).expect("mountpoint");
+    let [at, to, mountpoint] = [&volume, &out, &mountpoint].map(|path| path.to_str().expect("UTF-8"));
+    for arguments in [
+        ["mount", "--cmk", &cmk, at, mountpoint].as_slice(),
+        &["mount", "-o", "trust_first_use", at, mountpoint],
+        &["export", "--cmk", &cmk, at, to],
+        &["check", "--cmk", &cmk, at],
+        &["info", at],
+    ] {
+        let said = refusal(3, &config, arguments);
+        assert!(said.contains("suite 65280 (INSECURE-NULL-CIPHER"), "{arguments:?}: {said}");
+    }
+    // Without the volume file each file still says by itself what it is.
+    fs::remove_file(volume.join("envelopefs.toml")).expect("remove the volume file");
+    let said = refusal(7, &config, &["export", "--cmk", &cmk, at, to]);
+    assert!(said.contains("suite"), "{said}");
+    let content: Vec<_> = fs::read_dir(&out).expect("list").collect();
+    assert!(content.iter().flatten().all(|e| e.metadata().expect("stat").len() == 0), "{content:?}");
+}
+
 #[test]
 fn the_first_format_opens() {
     let scratch = exported("v1");

@@ -44,6 +44,10 @@ pub struct Init {
     /// New files hang on a new branch key after so many files
     #[arg(long, value_name = "N", default_value_t = BRANCH_MAX_FILES, value_parser = clap::value_parser!(u64).range(1..))]
     branch_max_files: u64,
+    /// Say that the volume is for measuring and its content will NOT be encrypted
+    #[cfg(feature = "insecure-null-cipher")]
+    #[arg(long, required = true)]
+    insecure_null_cipher: bool,
     #[command(flatten)]
     passphrase: PassphraseArgs,
     /// An empty directory, or one to be made

@@ -27,6 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::format::NULL_CIPHER;
 use crate::keys::KeyError;
 use crate::keys::passphrase::PassphraseSource;
 use crate::mount::{MountError, printable};
@@ -41,6 +42,12 @@ mod exit {
     pub const BUSY: u8 = 6;
     pub const DAMAGE: u8 = 7;
 }
+
+const VERSION: &str = if NULL_CIPHER {
+    concat!(env!("CARGO_PKG_VERSION"), " INSECURE-NULL-CIPHER (for measuring: content is NOT encrypted)")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -65,7 +72,7 @@ Start with one command: envelopefs mount --create CIPHERDIR MOUNTPOINT";
 
 /// Transparent file encryption for any directory.
 #[derive(Parser)]
-#[command(name = "envelopefs", version, after_help = AFTER_HELP, max_term_width = 110)]
+#[command(name = "envelopefs", version = VERSION, after_help = AFTER_HELP, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

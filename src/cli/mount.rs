@@ -9,7 +9,7 @@ use clap::Args;
 use super::options::OptionWords;
 use super::{Failure, PassphraseArgs, exit, init, note, say};
 use crate::config::{MountOptions, WaitForKms};
-use crate::format::volume::KeyMode;
+use crate::format::{NULL_CIPHER, volume::KeyMode};
 use crate::keys::KeyError;
 use crate::keys::keyring::KeyPolicy;
 use crate::keys::passphrase::PassphraseSource;
@@ -56,6 +56,9 @@ impl Mount {
     pub fn run(self) -> Result<(), Failure> {
         if !self.foreground {
             serve::close_inherited(self.passphrase.passphrase_fd);
+        }
+        if NULL_CIPHER {
+            note("INSECURE-NULL-CIPHER: this build is for measuring, it writes content to disk WITHOUT ENCRYPTION");
         }
         if self.foreground {
             return self.job()?.start(false)?.serve().map_err(Failure::from);
@@ -188,6 +191,9 @@ fn create_missing(
     }
     if CipherDir::open(cipherdir).is_ok_and(|dir| dir.has_volume_file()) {
         return Ok(());
+    }
+    if NULL_CIPHER {
+        return Err(Failure::new(exit::USAGE, "this build encrypts no content: it makes volumes with init alone"));
     }
     let made = make(
         cipherdir,

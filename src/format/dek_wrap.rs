@@ -1,9 +1,6 @@
 //! Wrapping a file's DEK under its branch key, as the header's wrapped-DEK TLV carries it. Knows no provider.
 
-use super::{
-    BranchId, FileId, VolumeId,
-    header::{SUITE_AES256_GCM, WrappedDek},
-};
+use super::{BranchId, FileId, SUITE, VolumeId, header::WrappedDek};
 use crate::crypto::{
     AuthError,
     kdf::Prk,
@@ -42,7 +39,7 @@ fn wrapping_key(branch_key: &Secret32, salt: &[u8; 16]) -> Secret32 {
 
 /// `label 22 ‖ suite 2 ‖ volume id 16 ‖ file id 32 ‖ branch id 16`.
 fn aad(volume_id: &VolumeId, file_id: &FileId, branch_id: &BranchId) -> Vec<u8> {
-    [LABEL.as_slice(), &SUITE_AES256_GCM.to_le_bytes(), volume_id, file_id, branch_id].concat()
+    [LABEL.as_slice(), &SUITE.to_le_bytes(), volume_id, file_id, branch_id].concat()
 }
 
 #[cfg(test)]

@@ -358,7 +358,7 @@ impl CmkSlot {
 impl FileHeader {
     /// What holds of every header, read or written.
     fn check(&self, geometry: Geometry) -> Result<(), HeaderError> {
-        if self.suite != SUITE_AES256_GCM {
+        if self.suite != super::SUITE {
             return Err(HeaderError::Suite(self.suite));
         }
         if self.flags & !KNOWN_FLAGS != 0 {

@@ -24,3 +24,9 @@ pub type BranchId = [u8; 16];
 pub type DirId = [u8; 16];
 /// Cipher suite 1: AES-256-GCM blocks, HKDF/HMAC-SHA256.
 pub const SUITE_AES256_GCM: u16 = 1;
+/// Content copied and not encrypted, everything else as in suite 1: for measuring what the cipher costs.
+pub const SUITE_INSECURE_NULL: u16 = 0xff00;
+/// The one suite that this build writes and reads; headers and volume files of another are refused.
+pub const SUITE: u16 = if cfg!(feature = "insecure-null-cipher") { SUITE_INSECURE_NULL } else { SUITE_AES256_GCM };
+/// Whether this build encrypts no content.
+pub const NULL_CIPHER: bool = SUITE == SUITE_INSECURE_NULL;

@@ -6,7 +6,10 @@ use std::fmt::Write;
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use serde::Deserialize;
 
-use super::{BranchId, KeyRef, VolumeId, geometry::MAX_HEADER_PAGES, header::CmkSlot};
+use super::{
+    BranchId, KeyRef, NULL_CIPHER, SUITE, SUITE_AES256_GCM, SUITE_INSECURE_NULL, VolumeId, geometry::MAX_HEADER_PAGES,
+    header::CmkSlot,
+};
 use crate::crypto::{
     AuthError,
     kdf::{Prk, hmac_sha256, mac_eq},
@@ -97,8 +100,17 @@ pub enum VolumeError {
     Malformed(String),
     #[error("volume file has version {0}, this program knows version 1")]
     Version(i64),
+    #[error("volume has cipher suite {}, this program knows suite {} only", suite_name(*.0), suite_name(SUITE.into()))]
+    Suite(i64),
     #[error("volume file authentication failed: it was changed by someone without the volume key")]
     Auth,
+}
+
+/// A suite as messages name it.
+fn suite_name(suite: i64) -> String {
+    let remark =
+        if suite == i64::from(SUITE_INSECURE_NULL) { " (INSECURE-NULL-CIPHER: content is not encrypted)" } else { "" };
+    format!("{suite}{remark}")
 }
 
 /// Parsed, not yet authentic.
@@ -123,6 +135,11 @@ impl UnverifiedVolume {
             Some(FORMAT_VERSION) => {}
             Some(other) => return Err(VolumeError::Version(other)),
             None => return Err(malformed("no version")),
+        }
+        match table.get("suite").map_or(Some(SUITE_AES256_GCM.into()), toml::Value::as_integer) {
+            Some(suite) if suite == i64::from(SUITE) => {}
+            Some(other) => return Err(VolumeError::Suite(other)),
+            None => return Err(malformed("suite: not a number")),
         }
         let raw: RawVolume = table.try_into().map_err(|e: toml::de::Error| malformed(e.message()))?;
         // The line that the parser took for the MAC must be the last line of the text, in exactly this form.
@@ -158,6 +175,8 @@ fn malformed(what: impl Into<String>) -> VolumeError {
 struct RawVolume {
     #[serde(rename = "version")]
     _version: i64,
+    #[serde(rename = "suite")]
+    _suite: Option<i64>,
     volume_id: String,
     created: i64,
     plaintext_names: bool,
@@ -285,6 +304,10 @@ impl VolumeConfig {
         let mut text = String::from(PREAMBLE);
         let out = &mut text;
         put(out, format_args!("version = {FORMAT_VERSION}\n"));
+        // Ordinary volumes do not say theirs.
+        if NULL_CIPHER {
+            put(out, format_args!("suite = {SUITE}\n"));
+        }
         put(out, format_args!("volume_id = \"{}\"\n", HEXLOWER.encode(&self.volume_id)));
         put(out, format_args!("created = {}\n", self.created));
         put(out, format_args!("plaintext_names = {}\n", self.plaintext_names));

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::crypto::{file_keys::FileKeys, kdf::mac_eq, random, secret::Secret32};
 use crate::format::{
-    BranchId, FileId, VolumeId,
-    header::{CmkSlot, FileHeader, SUITE_AES256_GCM, Unverified, WrappedDek},
+    BranchId, FileId, SUITE, VolumeId,
+    header::{CmkSlot, FileHeader, Unverified, WrappedDek},
     volume::{BranchRecord, KeyMode, key_commitment},
 };
 use crate::sync::{Mutex, RwLock};
@@ -63,7 +63,7 @@ impl NewFileKeys {
         FileHeader {
             volume_id,
             file_id: self.file_id,
-            suite: SUITE_AES256_GCM,
+            suite: SUITE,
             generation: 1,
             size_floor: 0,
             sealed_size: 0,

@@ -11,9 +11,9 @@ use super::mounted::Mounted;
 use super::trust::{parse_uris, pinned_uris};
 use crate::crypto::{file_keys::FileKeys, secret::Secret32};
 use crate::format::dir_id::check_keys;
-use crate::format::header::{CmkSlot, FileHeader, SUITE_AES256_GCM, WrappedDek};
+use crate::format::header::{CmkSlot, FileHeader, WrappedDek};
 use crate::format::volume::DirectoryCmk;
-use crate::format::{KeyGroup, KeyRef};
+use crate::format::{KeyGroup, KeyRef, SUITE};
 use crate::fs::{FsError, Ino};
 use crate::keys::guard::{CmkStatus, Guard};
 use crate::keys::known_volumes::KnownVolumes;
@@ -124,7 +124,7 @@ fn fit(mounted: &Mounted, slots: Vec<CmkSlot>) -> Result<(), MountError> {
     let header = FileHeader {
         volume_id: mounted.files.keyring.volume_id(),
         file_id: [0; 32],
-        suite: SUITE_AES256_GCM,
+        suite: SUITE,
         generation: 1,
         size_floor: 0,
         sealed_size: 0,

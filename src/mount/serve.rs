@@ -21,6 +21,7 @@ use super::volume_file::VolumeFile;
 use super::watch::Watcher;
 use super::{Access, MountError, OpenVolume, open_fs};
 use crate::config::MountOptions;
+use crate::format::NULL_CIPHER;
 use crate::fs::Fs;
 use crate::fuse::session::{self, Loops};
 use crate::fuse::{Behaviour, FOREVER};
@@ -116,6 +117,9 @@ pub fn start(
     mountpoint: &Path,
     descriptors: u64,
 ) -> Result<Running, MountError> {
+    if NULL_CIPHER {
+        log::warn!("INSECURE-NULL-CIPHER: content is written WITHOUT ENCRYPTION");
+    }
     refuse_overlap(dir.path(), mountpoint)?;
     ending_signals().thread_block().map_err(|e| MountError::Other(format!("cannot block signals: {e}")))?;
     if !options.read_only {
